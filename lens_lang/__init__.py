@@ -1,0 +1,118 @@
+"""Find, explain, switch and steer the neurons that carry languages in a language model.
+
+    model = lens_lang.load_model("gemma-3-270m")
+    train, test = lens_lang.Corpora.sample(model).split(0.8, seed=0)
+    freq = lens_lang.collect(model, train, lens_lang.ActivationFrequency())
+    neurons = lens_lang.lape(freq)
+    with model.hooks(fwd_hooks=lens_lang.ablate(neurons["fr"])):
+        model.generate("Bonjour", max_new_tokens=20)
+
+Names are imported when they are first used, so that ``lens-lang --help`` answers at once. No
+module is called what a public function is called; otherwise importing the one would hide the
+other.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lens_lang import formats, models, plot
+    from lens_lang.collection import collect
+    from lens_lang.corpora import Corpora, Documents, TokenBatch, sample_sentences
+    from lens_lang.detect.baselines import lap, lave, random_neurons
+    from lens_lang.detect.lape import LapeVariant, activation_entropy, lape
+    from lens_lang.errors import (
+        ActivationError,
+        CorpusError,
+        LanguageError,
+        LensLangError,
+        MissingExtraError,
+        ModelError,
+        OptionError,
+        ShapeError,
+        SiteError,
+        StorageError,
+    )
+    from lens_lang.evaluate.perplexity import DocumentNLL, PerplexityMatrix, perplexity_matrix
+    from lens_lang.intervene import ablate, add, matched_control, replace, scale, steer
+    from lens_lang.languages import language_tag
+    from lens_lang.models import load_model
+    from lens_lang.neurons import LanguageNeurons, NeuronSet, random_like
+    from lens_lang.page import report
+    from lens_lang.results import load
+    from lens_lang.sites import (
+        ATTN_K,
+        ATTN_Q,
+        ATTN_V,
+        ATTN_Z,
+        MLP_POST,
+        MLP_PRE,
+        MLP_UP,
+        RESID_POST,
+        RESID_PRE,
+        HookedModel,
+        Site,
+        preflight,
+    )
+    from lens_lang.stats import ActivationFrequency, Activations, Frequency, MeanActivation
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "collection": ("collect",),
+    "corpora": ("Corpora", "Documents", "TokenBatch", "sample_sentences"),
+    "detect.baselines": ("lap", "lave", "random_neurons"),
+    "detect.lape": ("LapeVariant", "activation_entropy", "lape"),
+    "errors": (
+        "ActivationError",
+        "CorpusError",
+        "LanguageError",
+        "LensLangError",
+        "MissingExtraError",
+        "ModelError",
+        "OptionError",
+        "ShapeError",
+        "SiteError",
+        "StorageError",
+    ),
+    "evaluate.perplexity": ("DocumentNLL", "PerplexityMatrix", "perplexity_matrix"),
+    "intervene": ("ablate", "add", "matched_control", "replace", "scale", "steer"),
+    "languages": ("language_tag",),
+    "models": ("load_model",),
+    "neurons": ("LanguageNeurons", "NeuronSet", "random_like"),
+    "page": ("report",),
+    "results": ("load",),
+    "sites": (
+        "ATTN_K",
+        "ATTN_Q",
+        "ATTN_V",
+        "ATTN_Z",
+        "MLP_POST",
+        "MLP_PRE",
+        "MLP_UP",
+        "RESID_POST",
+        "RESID_PRE",
+        "HookedModel",
+        "Site",
+        "preflight",
+    ),
+    "stats": ("ActivationFrequency", "Activations", "Frequency", "MeanActivation"),
+}
+_MODULES = ("formats", "models", "plot")
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME, *_MODULES])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"lens_lang.{name}")
+    if name in _HOME:
+        value = getattr(import_module(f"lens_lang.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'lens_lang' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,612 @@
+"""Text per language, as batches of tokens.
+
+`Corpora` holds the documents of every language as token ids, and how they are laid out in
+rows: packed end to end into full rows of ``ctx_len`` tokens (as in Tang et al. 2024, where a
+document can see the end of the one before it), or one document a row, padded. The layout is a
+view: `Corpora.laid_out` changes it without tokenising again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from lens_lang.errors import CorpusError, OptionError
+from lens_lang.languages import distinct_languages, find_language, language_tag
+from lens_lang.texts import read_documents, stream_documents
+
+_TOKENISE_AT_ONCE = 512
+
+
+class TokenisingModel(Protocol):
+    """What tokenising asks of a model: its tokeniser and its configuration."""
+
+    cfg: Any
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows of tokens of one language, ready for a model.
+
+    Attributes:
+        tokens: Token ids; padding holds 0.
+        mask: True at the positions that statistics count: real tokens, and BOS only if the
+            corpora say so.
+        language: The language of every row.
+        attention_mask: True at everything but padding; None when there is no padding.
+        documents: For each row the document it comes from, or its own number if it is packed.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    mask: Bool[Tensor, "batch pos"]
+    language: str
+    attention_mask: Bool[Tensor, "batch pos"] | None
+    documents: Int[Tensor, "batch"]
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """The documents of one language, end to end.
+
+    Attributes:
+        tokens: All token ids.
+        ends: Where each document ends in `tokens`.
+        n_bytes: UTF-8 bytes of each document; 0 where it never was text.
+    """
+
+    tokens: Int[Tensor, "token"]
+    ends: Int[Tensor, "doc"]
+    n_bytes: Int[Tensor, "doc"]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, number: int) -> Int[Tensor, "doc_token"]:
+        start = int(self.ends[number - 1]) if number else 0
+        return self.tokens[start : int(self.ends[number])]
+
+    @classmethod
+    def join(cls, pieces: Iterable[Tensor], n_bytes: Iterable[int]) -> "Documents":
+        """Lay token documents end to end."""
+        pieces = list(pieces)
+        lengths = torch.tensor([len(piece) for piece in pieces], dtype=torch.int64)
+        tokens = torch.cat(pieces) if pieces else torch.zeros(0)
+        return cls(
+            tokens.to(torch.int32), lengths.cumsum(0), torch.tensor(list(n_bytes)).to(torch.int64)
+        )
+
+    def select(self, numbers: Sequence[int]) -> "Documents":
+        """Return some of the documents, in the given order."""
+        chosen = [self[number] for number in numbers]
+        return Documents.join(chosen, self.n_bytes[list(numbers)].tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Corpora:
+    """The documents of several languages, and how they lie in rows.
+
+    Attributes:
+        documents: Documents by language, in the order of the languages.
+        ctx_len: Tokens per row, BOS included. None gives every document a row of its own.
+        bos_id: Put in front of every row; None puts nothing there.
+        count_bos: Whether statistics count BOS.
+        pack: Fill rows from documents end to end (the tail that does not fill a row is left
+            out), rather than giving every document its own rows.
+        shard: (index, count): of all batches, only every count-th, from index on.
+    """
+
+    documents: Mapping[str, Documents]
+    ctx_len: int | None = None
+    bos_id: int | None = None
+    count_bos: bool = False
+    pack: bool = False
+    shard: tuple[int, int] = field(default=(0, 1))
+
+    def __post_init__(self) -> None:
+        distinct_languages(self.documents)
+        if self.ctx_len is not None and self.ctx_len < 2:
+            raise OptionError(f"ctx_len must be at least 2 tokens, got {self.ctx_len}")
+        if self.pack and self.ctx_len is None:
+            raise OptionError("Packing needs ctx_len, the number of tokens in a row")
+        for lang, documents in self.documents.items():
+            n_tokens = len(documents.tokens)
+            if n_tokens == 0:
+                raise CorpusError(f"The text of {lang!r} is empty")
+            if self.pack and n_tokens < self.row_tokens:
+                raise CorpusError(
+                    f"{lang!r} has {n_tokens} tokens, fewer than one row of {self.row_tokens}: "
+                    "give more text, a smaller ctx_len, or pack=False"
+                )
+        object.__setattr__(self, "documents", MappingProxyType(dict(self.documents)))
+
+    @classmethod
+    def from_tokens(
+        cls,
+        documents: Mapping[str, Sequence[Sequence[int]]],
+        *,
+        ctx_len: int | None = None,
+        bos_id: int | None = None,
+        count_bos: bool = False,
+        pack: bool | None = None,
+    ) -> "Corpora":
+        """Build corpora from token ids, without a tokeniser.
+
+        Args:
+            documents: For each language, documents as lists of token ids. Labels are kept as
+                they are; they need not be language tags.
+            ctx_len: Tokens per row; None gives every document a row of its own.
+            bos_id: Token to put in front of every row.
+            count_bos: Whether statistics count it.
+            pack: Fill rows end to end; the default packs when `ctx_len` is given.
+
+        Returns:
+            The corpora.
+
+        Raises:
+            CorpusError: A language has no token, or too few for one packed row.
+
+        Example:
+            >>> Corpora.from_tokens({"xx": [[5, 9, 3]]}).n_tokens
+            {'xx': 3}
+        """
+        joined = {}
+        for lang, docs in documents.items():
+            pieces = [torch.as_tensor(doc, dtype=torch.int64) for doc in docs]
+            if any(bool((piece < 0).any()) for piece in pieces):
+                raise CorpusError(f"The documents of {lang!r} contain a negative token id")
+            joined[lang] = Documents.join(pieces, [0] * len(pieces))
+        pack = ctx_len is not None if pack is None else pack
+        return cls(joined, ctx_len=ctx_len, bos_id=bos_id, count_bos=count_bos, pack=pack)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Mapping[str, Iterable[str]],
+        model: TokenisingModel,
+        *,
+        ctx_len: int = 256,
+        tokens: int | None = None,
+        bos: bool | None = None,
+        pack: bool = True,
+    ) -> "Corpora":
+        """Tokenise documents.
+
+        Args:
+            texts: For each language, under any of its names, its documents. Any iterable will
+                do; no more of it is read than `tokens` need.
+            model: Whose tokeniser to use.
+            ctx_len: Tokens per row, BOS included.
+            tokens: Stop after this many tokens per language. None takes all.
+            bos: Put BOS in front of every row. None does what TransformerLens does for this
+                model (``cfg.default_prepend_bos``). BOS is not counted: see `laid_out`.
+            pack: Fill rows end to end; False gives every document its own rows, padded.
+
+        Returns:
+            The corpora, languages in the order given.
+
+        Raises:
+            LanguageError: A language is unknown, or given twice.
+            CorpusError: A language has no text, or too little for one row.
+        """
+        tokenizer = _tokenizer(model)
+        tags = [language_tag(name) for name in texts]
+        distinct_languages(tags)
+        documents = {
+            tag: _tokenise(tokenizer, docs, tokens, tag)
+            for tag, docs in zip(tags, texts.values(), strict=True)
+        }
+        return cls(documents, ctx_len=ctx_len, bos_id=_bos_id(model, bos), pack=pack)
+
+    @classmethod
+    def from_files(
+        cls,
+        files: Mapping[str, str | Path],
+        model: TokenisingModel,
+        *,
+        ctx_len: int = 256,
+        text_column: str = "text",
+        tokens: int | None = None,
+        bos: bool | None = None,
+        pack: bool = True,
+    ) -> "Corpora":
+        """Tokenise one file per language.
+
+        Args:
+            files: For each language, under any of its names, a ``.txt`` (one document a line),
+                ``.jsonl``, ``.csv``, ``.parquet``, or gzipped text file.
+            model: Whose tokeniser to use.
+            ctx_len: Tokens per row, BOS included.
+            text_column: The column that holds the text, in all but ``.txt``.
+            tokens: Stop after this many tokens per language.
+            bos: See `from_texts`.
+            pack: See `from_texts`.
+
+        Returns:
+            The corpora, languages in the order given.
+
+        Raises:
+            LanguageError: A language is unknown, or given twice.
+            CorpusError: A file is missing, damaged, not UTF-8, empty, or has no such column.
+        """
+        texts = {
+            lang: read_documents(path, text_column=text_column) for lang, path in files.items()
+        }
+        return cls.from_texts(
+            texts, model, ctx_len=ctx_len, tokens=tokens, bos=bos, pack=pack
+        )
+
+    @classmethod
+    def from_hub(
+        cls,
+        dataset: str,
+        model: TokenisingModel,
+        *,
+        languages: Sequence[str],
+        config: str | None = "{lang}",
+        split: str = "train",
+        text_column: str = "text",
+        tokens: int = 1_000_000,
+        ctx_len: int = 256,
+    ) -> "Corpora":
+        """Stream as much of a hub data set as is needed.
+
+        Args:
+            dataset: Id of the data set. May contain ``{lang}``.
+            model: Whose tokeniser to use.
+            languages: Languages as the data set spells them.
+            config: Name of the configuration, with ``{lang}`` in it.
+            split: The split.
+            text_column: The column that holds the text.
+            tokens: Tokens per language.
+            ctx_len: Tokens per row, BOS included.
+
+        Returns:
+            Packed corpora, languages in the order given.
+
+        Raises:
+            LanguageError: A language is unknown, or given twice.
+            CorpusError: The data set cannot be streamed.
+        """
+        texts = {
+            lang: stream_documents(
+                dataset.format(lang=lang),
+                config=None if config is None else config.format(lang=lang),
+                split=split,
+                text_column=text_column,
+            )
+            for lang in languages
+        }
+        return cls.from_texts(texts, model, ctx_len=ctx_len, tokens=tokens)
+
+    @classmethod
+    def sample(
+        cls,
+        model: TokenisingModel,
+        *,
+        ctx_len: int = 128,
+        languages: Sequence[str] | None = None,
+        bos: bool | None = None,
+        pack: bool = True,
+    ) -> "Corpora":
+        """Tokenise the sample text that comes with lens_lang.
+
+        The same 120 sentences in English, German, Spanish, French, Indonesian, Japanese,
+        Russian, Vietnamese and Chinese, written for this project. Enough to try everything and
+        to find strong effects; too little to publish on.
+
+        Args:
+            model: Whose tokeniser to use.
+            ctx_len: Tokens per row, BOS included.
+            languages: Which languages; None takes all nine.
+            bos: See `from_texts`.
+            pack: See `from_texts`.
+
+        Returns:
+            The corpora. Document n of every language is the same sentence.
+        """
+        sentences = sample_sentences()
+        known = list(sentences)
+        wanted = known if languages is None else [known[find_language(x, known)] for x in languages]
+        texts = {lang: sentences[lang] for lang in wanted}
+        return cls.from_texts(texts, model, ctx_len=ctx_len, bos=bos, pack=pack)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages, in order."""
+        return tuple(self.documents)
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of text in a full row, BOS not among them; 0 if rows are whole documents."""
+        return 0 if self.ctx_len is None else self.ctx_len - (self.bos_id is not None)
+
+    @property
+    def n_tokens(self) -> dict[str, int]:
+        """Tokens of text of each language that lie in rows, BOS not among them."""
+        return {
+            lang: len(docs.tokens) - (len(docs.tokens) % self.row_tokens if self.pack else 0)
+            for lang, docs in self.documents.items()
+        }
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of languages, tokens and layout: equal only for the same rows."""
+        digest = hashlib.sha256(json.dumps(self._layout(), sort_keys=True).encode())
+        for lang, docs in self.documents.items():
+            digest.update(lang.encode())
+            for tensor in (docs.tokens, docs.ends):
+                digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    def describe(self) -> dict[str, Any]:
+        """Return layout, token counts and digest, for a result's provenance."""
+        return {**self._layout(), "n_tokens": self.n_tokens, "digest": self.digest}
+
+    def __getitem__(self, lang: str) -> "Corpora":
+        """Return one language's corpora."""
+        tag = self.languages[find_language(lang, self.languages)]
+        return replace(self, documents={tag: self.documents[tag]})
+
+    def __repr__(self) -> str:
+        rows = f"rows of {self.ctx_len}" if self.pack else "one row a document"
+        sizes = ", ".join(f"{lang} {n:,}" for lang, n in self.n_tokens.items())
+        return f"Corpora({rows}; tokens: {sizes})"
+
+    def laid_out(
+        self,
+        *,
+        ctx_len: int | None = None,
+        bos_id: int | None | Literal["same"] = "same",
+        count_bos: bool | None = None,
+        pack: bool | None = None,
+    ) -> "Corpora":
+        """Return the same documents in other rows. What is not named stays as it is.
+
+        Args:
+            ctx_len: Tokens per row.
+            bos_id: Token in front of every row; None for none.
+            count_bos: Whether statistics count BOS.
+            pack: Fill rows end to end, or give every document its own rows.
+        """
+        return replace(
+            self,
+            ctx_len=self.ctx_len if ctx_len is None else ctx_len,
+            bos_id=self.bos_id if bos_id == "same" else bos_id,
+            count_bos=self.count_bos if count_bos is None else count_bos,
+            pack=self.pack if pack is None else pack,
+        )
+
+    def split(self, fraction: float, *, seed: int) -> tuple["Corpora", "Corpora"]:
+        """Divide the documents at random, for example into a part to search and one to judge.
+
+        Languages with equally many documents are divided alike, so parallel text stays
+        parallel and no sentence is judged whose translation was searched.
+
+        Args:
+            fraction: Share of the documents in the first part.
+            seed: Of the division; the same seed divides the same way.
+
+        Returns:
+            Both parts, in the same layout.
+
+        Raises:
+            CorpusError: A part would be empty, or too small for a row.
+        """
+        if not 0 < fraction < 1:
+            raise OptionError(f"fraction must lie between 0 and 1, got {fraction}")
+        parts: tuple[dict[str, Documents], dict[str, Documents]] = ({}, {})
+        for lang, docs in self.documents.items():
+            order = torch.randperm(len(docs), generator=torch.Generator().manual_seed(seed))
+            cut = round(len(docs) * fraction)
+            if cut in (0, len(docs)):
+                raise CorpusError(
+                    f"{lang!r} has {len(docs)} documents: splitting off {fraction} of them leaves "
+                    "a part empty"
+                )
+            for part, numbers in zip(parts, (order[:cut], order[cut:]), strict=True):
+                part[lang] = docs.select(sorted(numbers.tolist()))
+        return replace(self, documents=parts[0]), replace(self, documents=parts[1])
+
+    def truncate(self, *, tokens: int) -> "Corpora":
+        """Keep the first documents of each language, up to a number of tokens.
+
+        The last document kept is cut to end at the limit. The bytes of a cut document are
+        taken to be spread evenly over its tokens.
+
+        Args:
+            tokens: Tokens to keep per language; languages with fewer keep all.
+        """
+        if tokens < 1:
+            raise OptionError(f"tokens must be at least 1, got {tokens}")
+        return replace(
+            self, documents={lang: _cut(docs, tokens) for lang, docs in self.documents.items()}
+        )
+
+    def sharded(self, index: int, count: int) -> "Corpora":
+        """Return one machine's share of the batches: the shares' results add up to the whole.
+
+        Batches are dealt out whole, so every forward pass is the one that a single machine
+        would have run, and integer counts add up exactly.
+
+        Args:
+            index: Which share, from 0.
+            count: How many shares.
+        """
+        if not 0 <= index < count:
+            raise OptionError(f"Share {index} of {count} does not exist: index runs from 0")
+        return replace(self, shard=(index, count))
+
+    def n_batches(self, batch_size: int) -> dict[str, int]:
+        """Return how many batches each language has in this shard."""
+        index, count = self.shard
+        totals = {}
+        for lang, docs in self.documents.items():
+            whole = -(-len(self._rows(docs)) // batch_size)
+            totals[lang] = len(range(index, whole, count))
+        return totals
+
+    def batches(
+        self, batch_size: int, *, padding_side: Literal["left", "right"] = "right"
+    ) -> Iterator[TokenBatch]:
+        """Yield the rows, language by language.
+
+        Args:
+            batch_size: Rows in a batch; the last of a language may have fewer.
+            padding_side: Where shorter rows are padded.
+
+        Yields:
+            Batches of one language each, always the same ones in the same order.
+        """
+        if batch_size < 1:
+            raise OptionError(f"batch_size must be at least 1, got {batch_size}")
+        index, count = self.shard
+        for lang, docs in self.documents.items():
+            rows = self._rows(docs)
+            starts = range(0, len(rows), batch_size)
+            for start in islice(starts, index, None, count):
+                chosen = rows[start : start + batch_size]
+                yield self._batch(lang, docs, chosen, padding_side)
+
+    def _layout(self) -> dict[str, Any]:
+        return {
+            "languages": list(self.languages),
+            "ctx_len": self.ctx_len,
+            "bos_id": self.bos_id,
+            "count_bos": self.count_bos,
+            "pack": self.pack,
+            "shard": list(self.shard),
+        }
+
+    def _rows(self, docs: Documents) -> list[tuple[int, int, int]]:
+        """(start, end, document) of every row, in tokens of the language."""
+        width = self.row_tokens
+        if self.pack:
+            full = len(docs.tokens) // width
+            return [(row * width, (row + 1) * width, row) for row in range(full)]
+        rows = []
+        start = 0
+        for number, end in enumerate(docs.ends.tolist()):
+            step = width or max(end - start, 1)
+            rows += [(left, min(left + step, end), number) for left in range(start, end, step)]
+            start = end
+        return rows
+
+    def _batch(
+        self, lang: str, docs: Documents, rows: list[tuple[int, int, int]], padding_side: str
+    ) -> TokenBatch:
+        bos = int(self.bos_id is not None)
+        longest = max(end - start for start, end, _ in rows) + bos
+        tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
+        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+        attended = torch.zeros_like(mask)
+        for row, (start, end, _) in enumerate(rows):
+            first = 0 if padding_side == "right" else longest - (end - start) - bos
+            last = first + bos + end - start
+            tokens[row, first + bos : last] = docs.tokens[start:end]
+            attended[row, first:last] = True
+            mask[row, first + bos : last] = True
+            if self.bos_id is not None:
+                tokens[row, first] = self.bos_id
+                mask[row, first] = self.count_bos
+        numbers = torch.tensor([document for _, _, document in rows])
+        padded = None if bool(attended.all()) else attended
+        return TokenBatch(tokens, mask, lang, padded, numbers)
+
+
+def sample_sentences() -> dict[str, list[str]]:
+    """Return the sample text by language: sentence n says the same in every language.
+
+    Example:
+        >>> sentences = sample_sentences()
+        >>> list(sentences), {len(lines) for lines in sentences.values()}
+        (['en', 'de', 'es', 'fr', 'id', 'ja', 'ru', 'vi', 'zh'], {120})
+    """
+    text = files("lens_lang").joinpath("data", "sample.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    languages = [key for key in rows[0] if key not in ("id", "topic", "register")]
+    return {lang: [row[lang] for row in rows] for lang in languages}
+
+
+def _tokenizer(model: TokenisingModel) -> Any:
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise CorpusError(
+            "This model has no tokeniser, so text cannot be turned into tokens: load it with one, "
+            "or give token ids to Corpora.from_tokens"
+        )
+    return tokenizer
+
+
+def _bos_id(model: TokenisingModel, bos: bool | None) -> int | None:
+    bos_id = getattr(_tokenizer(model), "bos_token_id", None)
+    if bos is None:
+        bos = bos_id is not None and bool(getattr(model.cfg, "default_prepend_bos", True))
+    if bos and bos_id is None:
+        raise CorpusError("This tokeniser has no BOS token: use bos=False")
+    return bos_id if bos else None
+
+
+def _tokenise(tokenizer: Any, texts: Iterable[str], limit: int | None, lang: str) -> Documents:
+    if isinstance(texts, str):
+        raise CorpusError(f"The text of {lang!r} is one string: give a list of documents")
+    if limit is not None and limit < 1:
+        raise OptionError(f"tokens must be at least 1, got {limit}")
+    pieces: list[Tensor] = []
+    n_bytes: list[int] = []
+    total = 0
+    stream = iter(texts)
+    while (limit is None or total < limit) and (some := list(islice(stream, _TOKENISE_AT_ONCE))):
+        for text, ids in zip(some, _token_ids(tokenizer, some), strict=True):
+            if not ids:
+                continue
+            pieces.append(torch.tensor(ids, dtype=torch.int32))
+            n_bytes.append(len(text.encode("utf-8")))
+            total += len(ids)
+    if not pieces:
+        raise CorpusError(f"The text of {lang!r} is empty")
+    joined = Documents.join(pieces, n_bytes)
+    return joined if limit is None else _cut(joined, limit)
+
+
+def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    # verbose=False: a document longer than the model's context is no mistake here, rows cut it
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _cut(docs: Documents, limit: int) -> Documents:
+    if len(docs.tokens) <= limit:
+        return docs
+    kept = int((docs.ends < limit).sum()) + 1
+    ends = docs.ends[:kept].clamp(max=limit)
+    n_bytes = docs.n_bytes[:kept].clone()
+    whole = len(docs[kept - 1])
+    part = whole - int(docs.ends[kept - 1] - ends[-1])
+    n_bytes[-1] = round(int(n_bytes[-1]) * part / whole)
+    return Documents(docs.tokens[:limit].clone(), ends, n_bytes)
+
+
+def check_vocabulary(corpora: Corpora, d_vocab: int) -> None:
+    """Refuse token ids that a model does not have.
+
+    Raises:
+        CorpusError: A token id is too large: the text was tokenised for another model.
+    """
+    for lang, docs in corpora.documents.items():
+        largest = max(int(docs.tokens.max()), corpora.bos_id or 0)
+        if largest >= d_vocab:
+            raise CorpusError(
+                f"The text of {lang!r} has token id {largest}, but the model has only {d_vocab} "
+                "tokens: it was tokenised for another model"
+            )
+
+

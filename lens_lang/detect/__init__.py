@@ -1,0 +1,1 @@
+"""Detectors: pure functions from statistics to neurons, one method per file."""

@@ -1,0 +1,1 @@
+"""Measuring what an intervention does, beside matched random controls and intervals."""

@@ -1,0 +1,551 @@
+"""What each intervention does to each language's perplexity, beside matched random controls.
+
+The matrix of Tang et al. (2024), figure 3: a row is what was done, a column the language that was
+read. Everything is kept per document, so that every number has a paired interval. NLL is in nats
+per token; bits per UTF-8 byte stand beside it, because tokenisers cut languages differently.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lens_lang.corpora import Corpora, TokenBatch, check_vocabulary
+from lens_lang.errors import ActivationError, CorpusError, OptionError, StorageError
+from lens_lang.evaluate.significance import bootstrap_ratio, bootstrap_weights, percentile_interval
+from lens_lang.intervene import matched_control
+from lens_lang.languages import find_language
+from lens_lang.sites import (
+    RESID_POST,
+    FwdHooks,
+    HookedModel,
+    check_hooks,
+    check_supported,
+    model_name,
+    n_layers,
+    run_until,
+)
+from lens_lang.storage import read_tensors, versions, write_tensors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_CHUNK_LOGITS = 2**26
+"""Logits held at once: 256 MiB as float32, whatever the vocabulary, batch and length."""
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentNLL:
+    """Negative log-likelihood of every document of one language.
+
+    Attributes:
+        nll: Sum over the scored tokens, in nats; one row per way of running the model.
+        n_tokens: Scored tokens of each document. The first token of a row has nothing before it
+            and is scored only after BOS.
+        n_bytes: UTF-8 bytes of each document; 0 where it never was text.
+    """
+
+    nll: Float[Tensor, "run doc"]
+    n_tokens: Int[Tensor, "doc"]
+    n_bytes: Int[Tensor, "doc"]
+
+
+@dataclass(frozen=True, eq=False)
+class PerplexityMatrix:
+    """NLL of each language's documents under each intervention, without any, and under controls.
+
+    Attributes:
+        interventions: Names of the rows.
+        languages: Names of the columns.
+        documents: By language; rows of ``nll`` are: no intervention, then the interventions,
+            then the controls of the first, of the second, and so on. NaN where a control was
+            not measured.
+        n_controls: Random controls per intervention.
+        provenance: Model, corpora and versions, as JSON values.
+    """
+
+    interventions: tuple[str, ...]
+    languages: tuple[str, ...]
+    documents: Mapping[str, DocumentNLL]
+    n_controls: int = 0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def baseline_nll(self) -> Float[Tensor, "lang"]:
+        """Nats per token without any intervention."""
+        return torch.stack([self._per_token(lang)[0] for lang in self.languages])
+
+    @property
+    def nll(self) -> Float[Tensor, "intervention lang"]:
+        """Nats per token under each intervention."""
+        return self.baseline_nll + self.delta_nll
+
+    @property
+    def delta_nll(self) -> Float[Tensor, "intervention lang"]:
+        """Change of nats per token: above 0, the intervention hurts the language."""
+        last = 1 + len(self.interventions)
+        per_lang = [
+            self._per_token(lang)[1:last] - self._per_token(lang)[0] for lang in self.languages
+        ]
+        return torch.stack(per_lang, dim=1)
+
+    @property
+    def perplexity(self) -> Float[Tensor, "intervention lang"]:
+        """exp(nll): tokens are averaged, then exponentiated."""
+        return self.nll.exp()
+
+    @property
+    def bits_per_byte(self) -> Float[Tensor, "intervention lang"]:
+        """Bits per UTF-8 byte under each intervention; NaN where bytes are unknown."""
+        return self.nll * self._bits_per_byte_of_nats()
+
+    @property
+    def baseline_bits_per_byte(self) -> Float[Tensor, "lang"]:
+        """Bits per UTF-8 byte without any intervention."""
+        return self.baseline_nll * self._bits_per_byte_of_nats()
+
+    @property
+    def delta_bits_per_byte(self) -> Float[Tensor, "intervention lang"]:
+        """Change of bits per UTF-8 byte."""
+        return self.delta_nll * self._bits_per_byte_of_nats()
+
+    @cached_property
+    def ci(self) -> Float[Tensor, "intervention lang 2"]:
+        """95 % interval of `delta_nll`, by paired bootstrap over documents."""
+        return self.interval()
+
+    @property
+    def control(self) -> Float[Tensor, "intervention lang"]:
+        """Mean change of nats per token under the intervention's random controls."""
+        rows = [self._control_deltas(lang).mean(1) for lang in self.languages]
+        return torch.stack(rows, dim=1)
+
+    @cached_property
+    def control_ci(self) -> Float[Tensor, "intervention lang 2"]:
+        """95 % interval of `control`, over documents and over draws of neurons together."""
+        return self.control_interval()
+
+    def interval(
+        self, *, level: float = 0.95, resamples: int = _RESAMPLES, seed: int = 0
+    ) -> Float[Tensor, "intervention lang 2"]:
+        """Return intervals of `delta_nll`: documents are drawn again, in pairs.
+
+        Args:
+            level: Probability to cover.
+            resamples: Number of resamples.
+            seed: Of the resampling.
+        """
+        columns = []
+        for lang in self.languages:
+            docs, weights = self._resampling(lang, resamples, seed)
+            change = docs.nll[1 : 1 + len(self.interventions)] - docs.nll[0]
+            resampled = bootstrap_ratio(change, docs.n_tokens.double(), weights)
+            columns.append(percentile_interval(resampled, level=level))
+        return torch.stack(columns, dim=1)
+
+    def control_interval(
+        self, *, level: float = 0.95, resamples: int = _RESAMPLES, seed: int = 0
+    ) -> Float[Tensor, "intervention lang 2"]:
+        """Return intervals of `control`: documents and draws of neurons are drawn again.
+
+        Args:
+            level: Probability to cover.
+            resamples: Number of resamples.
+            seed: Of the resampling.
+        """
+        columns = []
+        for lang in self.languages:
+            docs, weights = self._resampling(lang, resamples, seed)
+            change = self._control_rows(lang) - docs.nll[0]
+            resampled = bootstrap_ratio(change, docs.n_tokens.double(), weights)
+            generator = torch.Generator().manual_seed(seed)
+            draws = torch.randint(
+                max(self.n_controls, 1), (resamples, self.n_controls), generator=generator
+            )
+            picked = resampled.movedim(1, -1).gather(
+                -1, draws.expand(len(self.interventions), -1, -1)
+            )
+            columns.append(percentile_interval(picked.mean(-1), level=level))
+        return torch.stack(columns, dim=1)
+
+    def selectivity(self) -> "pd.DataFrame":
+        """Judge every intervention named after a language: does it hurt its own, and only it?
+
+        Returns:
+            One row per such language: ``own`` change in nats per token with its interval,
+            ``others``: the mean change of the other languages, ``selectivity``: own - others
+            with its interval, ``rival``: the intervention of another language that hurts this
+            one most and its change, ``control`` with its interval, ``ratio``: own / |control|.
+        """
+        import pandas as pd
+
+        rows = [self._judge(lang) for lang in self.interventions if lang in self.languages]
+        return pd.DataFrame(rows).set_index("language") if rows else pd.DataFrame()
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per intervention and language, with everything that was measured."""
+        import pandas as pd
+
+        delta, ci, nll, bits = self.delta_nll, self.ci, self.nll, self.delta_bits_per_byte
+        control, control_ci = self.control, self.control_ci
+        return pd.DataFrame(
+            [
+                {
+                    "intervention": intervention,
+                    "language": lang,
+                    "delta_nll": float(delta[i, j]),
+                    "ci_low": float(ci[i, j, 0]),
+                    "ci_high": float(ci[i, j, 1]),
+                    "control": float(control[i, j]),
+                    "control_low": float(control_ci[i, j, 0]),
+                    "control_high": float(control_ci[i, j, 1]),
+                    "nll": float(nll[i, j]),
+                    "perplexity": float(nll[i, j].exp()),
+                    "delta_bits_per_byte": float(bits[i, j]),
+                }
+                for i, intervention in enumerate(self.interventions)
+                for j, lang in enumerate(self.languages)
+            ]
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file."""
+        header = {
+            "interventions": list(self.interventions),
+            "languages": list(self.languages),
+            "n_controls": self.n_controls,
+            "provenance": dict(self.provenance),
+        }
+        tensors = {
+            f"{lang}.{name}": getattr(docs, name)
+            for lang, docs in self.documents.items()
+            for name in ("nll", "n_tokens", "n_bytes")
+        }
+        write_tensors(path, type(self).__name__, header, tensors)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PerplexityMatrix":
+        """Read what `save` wrote."""
+        _, header, tensors = read_tensors(path, cls.__name__)
+        try:
+            documents = {
+                lang: DocumentNLL(*(tensors[f"{lang}.{x}"] for x in ("nll", "n_tokens", "n_bytes")))
+                for lang in header["languages"]
+            }
+            return cls(
+                tuple(header["interventions"]),
+                tuple(header["languages"]),
+                documents,
+                int(header["n_controls"]),
+                header["provenance"],
+            )
+        except (KeyError, TypeError) as error:
+            raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
+
+    def _per_token(self, lang: str) -> Float[Tensor, "run"]:
+        docs = self.documents[lang]
+        return docs.nll.sum(1) / docs.n_tokens.sum()
+
+    def _control_rows(self, lang: str) -> Float[Tensor, "intervention control doc"]:
+        first = 1 + len(self.interventions)
+        rows = self.documents[lang].nll[first:]
+        return rows.view(len(self.interventions), self.n_controls, -1)
+
+    def _control_deltas(self, lang: str) -> Float[Tensor, "intervention control"]:
+        docs = self.documents[lang]
+        change = self._control_rows(lang) - docs.nll[0]
+        return change.sum(-1) / docs.n_tokens.sum()
+
+    def _resampling(
+        self, lang: str, resamples: int, seed: int
+    ) -> tuple[DocumentNLL, Float[Tensor, "resample doc"]]:
+        docs = self.documents[lang]
+        generator = torch.Generator().manual_seed(seed)
+        weights = bootstrap_weights(len(docs.n_tokens), resamples=resamples, generator=generator)
+        return docs, weights
+
+    def _bits_per_byte_of_nats(self) -> Float[Tensor, "lang"]:
+        factors = []
+        for lang in self.languages:
+            docs = self.documents[lang]
+            n_bytes = docs.n_bytes.sum() if bool((docs.n_bytes > 0).all()) else torch.nan
+            factors.append(docs.n_tokens.sum() / (n_bytes * torch.tensor(2.0).log()))
+        return torch.stack(factors).double()
+
+    def _judge(self, lang: str) -> dict[str, Any]:
+        row, column = self.interventions.index(lang), self.languages.index(lang)
+        delta, ci = self.delta_nll, self.ci
+        own = float(delta[row, column])
+        others = [j for j in range(len(self.languages)) if j != column]
+        rivals = {
+            name: float(delta[i, column])
+            for i, name in enumerate(self.interventions)
+            if i != row and name in self.languages
+        }
+        rival = max(rivals, key=rivals.__getitem__) if rivals else ""
+        low, high = self._selectivity_interval(row, column)
+        control, control_ci = self.control[row, column], self.control_ci[row, column]
+        return {
+            "language": lang,
+            "own": own,
+            "own_low": float(ci[row, column, 0]),
+            "own_high": float(ci[row, column, 1]),
+            "others": float(delta[row, others].mean()) if others else float("nan"),
+            "selectivity": own - float(delta[row, others].mean()) if others else float("nan"),
+            "selectivity_low": low,
+            "selectivity_high": high,
+            "rival": rival,
+            "rival_change": rivals.get(rival, float("nan")),
+            "control": float(control),
+            "control_low": float(control_ci[0]),
+            "control_high": float(control_ci[1]),
+            "ratio": own / abs(float(control)) if float(control) else float("inf"),
+        }
+
+    def _selectivity_interval(self, row: int, column: int) -> tuple[float, float]:
+        """Languages have their own documents, so each is resampled by itself."""
+        resampled = []
+        for number, lang in enumerate(self.languages):
+            docs, weights = self._resampling(lang, _RESAMPLES, seed=number)
+            change = docs.nll[1 + row] - docs.nll[0]
+            resampled.append(bootstrap_ratio(change, docs.n_tokens.double(), weights))
+        own = resampled.pop(column)
+        if not resampled:
+            return float("nan"), float("nan")
+        low, high = percentile_interval(own - torch.stack(resampled).mean(0)).tolist()
+        return low, high
+
+
+def perplexity_matrix(
+    model: HookedModel,
+    corpora: Corpora,
+    interventions: Mapping[str, FwdHooks],
+    *,
+    controls: int = 0,
+    control_on: Literal["all", "own"] = "all",
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> PerplexityMatrix:
+    """Measure every language's NLL under every intervention, and under random controls.
+
+    Documents are read one a row, after BOS if the corpora have one, whatever way the corpora lay
+    out their rows for counting. Use text that the neurons were not found on.
+
+    Args:
+        model: The model.
+        corpora: Held-out text, by language.
+        interventions: Hooks by name; an intervention named after a language is judged on it by
+            `PerplexityMatrix.selectivity`. No hooks at all change nothing and cost nothing.
+        controls: Random controls per intervention: the same edits on as many other neurons of
+            the same layers (see `lens_lang.intervene.matched_control`).
+        control_on: Measure controls on ``"all"`` languages, or only on the intervention's
+            ``"own"`` where it is named after one: as many times faster as there are languages.
+        seed: Of the controls' random neurons.
+        batch_size: Documents per forward pass.
+        progress: Show a bar on stderr when that is a terminal.
+
+    Returns:
+        The matrix, with every document's NLL.
+
+    Raises:
+        SiteError: A hook's name is unknown.
+        ShapeError: Neurons belong to another model.
+        CorpusError: A language has no token to score.
+        ActivationError: The model produced NaN or infinity.
+    """
+    if controls < 0:
+        raise OptionError(f"controls must be at least 0, got {controls}")
+    if control_on not in ("all", "own"):
+        raise OptionError(f"control_on must be all or own, got {control_on!r}")
+    check_supported(model)
+    check_vocabulary(corpora, int(model.cfg.d_vocab))
+    corpora = corpora.laid_out(pack=False)
+    for hooks in interventions.values():
+        check_hooks(model, hooks)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {
+        name: [matched_control(hooks, generator=generator) for _ in range(controls)]
+        for name, hooks in interventions.items()
+    }
+    plan: dict[str, list[FwdHooks | None]] = {}
+    for lang in corpora.languages:
+        runs: list[FwdHooks | None] = [[], *interventions.values()]
+        for name, control_hooks in drawn.items():
+            own = _same_language(name, lang, corpora.languages)
+            runs += [hooks if own or control_on == "all" else None for hooks in control_hooks]
+        plan[lang] = runs
+    bar = tqdm(
+        total=sum(len(_distinct(runs)) for runs in plan.values()),
+        unit="run",
+        desc="perplexity",
+        disable=None if progress else True,
+    )
+    documents = {}
+    with bar:
+        for lang, runs in plan.items():
+            bar.set_postfix_str(lang, refresh=False)
+            documents[lang] = _document_nll(model, corpora[lang], runs, batch_size, bar)
+    provenance = {
+        "model": model_name(model),
+        "corpora": corpora.describe(),
+        "interventions": {
+            name: [f"{hook}: {fn!r}" for hook, fn in hooks] for name, hooks in interventions.items()
+        },
+        "control_on": control_on,
+        "seed": seed,
+        "versions": versions(),
+    }
+    return PerplexityMatrix(
+        tuple(interventions), corpora.languages, documents, controls, provenance
+    )
+
+
+def document_nll(
+    model: HookedModel,
+    corpora: Corpora,
+    *,
+    fwd_hooks: FwdHooks = (),
+    batch_size: int = 16,
+) -> dict[str, DocumentNLL]:
+    """Return every document's NLL under one intervention.
+
+    Args:
+        model: The model.
+        corpora: The text; documents are read one a row.
+        fwd_hooks: The intervention; none by default.
+        batch_size: Documents per forward pass.
+
+    Returns:
+        By language; ``nll`` has one row.
+    """
+    check_hooks(model, fwd_hooks)
+    check_vocabulary(corpora, int(model.cfg.d_vocab))
+    corpora = corpora.laid_out(pack=False)
+    return {
+        lang: _document_nll(model, corpora[lang], [fwd_hooks], batch_size, None)
+        for lang in corpora.languages
+    }
+
+
+def _same_language(name: str, lang: str, languages: Sequence[str]) -> bool:
+    """Whether the control's own language is `lang`; a name that is no language owns them all."""
+    if name not in languages:
+        return True
+    return find_language(name, languages) == list(languages).index(lang)
+
+
+def _distinct(runs: Sequence[FwdHooks | None]) -> list[FwdHooks]:
+    """The runs that need a forward pass: the baseline, and those that have hooks."""
+    return [[], *(hooks for hooks in runs[1:] if hooks)]
+
+
+def _document_nll(
+    model: HookedModel,
+    corpora: Corpora,
+    runs: Sequence[FwdHooks | None],
+    batch_size: int,
+    bar: Any,
+) -> DocumentNLL:
+    """NLL of one language's documents under each run; a None run gives NaN, no hooks a copy."""
+    (docs,) = corpora.documents.values()
+    batches = list(corpora.batches(batch_size))
+    n_tokens = torch.zeros(len(docs), dtype=torch.int64)
+    for batch in batches:
+        n_tokens.index_add_(0, batch.documents, _scored(batch).sum(1))
+    if int(n_tokens.sum()) == 0:
+        raise CorpusError(
+            f"{corpora.languages[0]!r} has no token to score: its documents have one token each "
+            "and nothing stands before it (bos=False)"
+        )
+    nll = torch.full((len(runs), len(docs)), torch.nan, dtype=torch.float64)
+    for position, hooks in enumerate(runs):
+        if hooks is None:
+            continue
+        if position and not hooks:
+            nll[position] = nll[0]
+            continue
+        nll[position] = 0.0
+        for batch in batches:
+            sums = _batch_nll(model, batch, hooks)
+            nll[position].index_add_(0, batch.documents, sums)
+        if bar is not None:
+            bar.update()
+    return DocumentNLL(nll, n_tokens, docs.n_bytes)
+
+
+def _scored(batch: TokenBatch) -> Bool[Tensor, "batch pos"]:
+    """True at the positions whose token is scored: real text with something before it."""
+    real = batch.mask if batch.attention_mask is None else batch.attention_mask
+    scored = batch.mask & real
+    scored = scored.clone()
+    scored[:, 0] = False
+    return scored
+
+
+def _batch_nll(
+    model: HookedModel, batch: TokenBatch, fwd_hooks: FwdHooks
+) -> Float[Tensor, "batch"]:
+    """Sum of NLL over each row's scored tokens, reading the residual stream in chunks."""
+    scored = _scored(batch)
+    rows, places = scored.nonzero(as_tuple=True)
+    targets = batch.tokens[rows, places]
+    sums = torch.zeros(len(batch.tokens), dtype=torch.float64)
+
+    def read(resid: Tensor, hook: Any) -> None:  # noqa: ARG001
+        # the token at a position is predicted one position before it
+        before = resid[rows.to(resid.device), places.to(resid.device) - 1]
+        nll = token_nll(model, before, targets.to(resid.device))
+        sums.index_add_(0, rows, nll.double().cpu())
+
+    run_until(
+        model,
+        batch.tokens,
+        attention_mask=batch.attention_mask,
+        fwd_hooks=fwd_hooks,
+        readers=[(RESID_POST.at(n_layers(model) - 1), partial(read))],
+    )
+    if not bool(torch.isfinite(sums).all()):
+        raise ActivationError(
+            f"{model_name(model)} gave NaN or infinite log-probabilities on text of "
+            f"{batch.language!r}"
+        )
+    return sums
+
+
+def token_nll(
+    model: HookedModel,
+    resid: Float[Tensor, "token d_model"],
+    targets: Int[Tensor, "token"],
+) -> Float[Tensor, "token"]:
+    """Return -log p(target) after the final norm and the unembedding, a chunk at a time.
+
+    Never holds more than 2**26 logits, whatever the vocabulary and the number of tokens.
+
+    Args:
+        model: The model.
+        resid: Residual stream after the last block.
+        targets: The token that follows each.
+
+    Returns:
+        Nats per token, float32.
+    """
+    step = max(1, _CHUNK_LOGITS // int(model.cfg.d_vocab))
+    cap = float(getattr(model.cfg, "output_logits_soft_cap", 0.0) or 0.0)
+    found = []
+    for some, wanted in zip(resid.split(step), targets.split(step), strict=True):
+        normed = model.ln_final(some[None])  # type: ignore[attr-defined]
+        logits = model.unembed(normed)[0].float()  # type: ignore[attr-defined]
+        if cap > 0:
+            logits = cap * torch.tanh(logits / cap)
+        target = logits.gather(-1, wanted.to(logits.device)[:, None])[:, 0]
+        found.append(torch.logsumexp(logits, dim=-1) - target)
+    return torch.cat(found)

@@ -1,0 +1,420 @@
+"""What to sum over the tokens of a language, and what came out.
+
+A *spec* says what is read at which site and how it is summed; `lens_lang.collect` runs a model
+and fills the sums. A *result* is frozen data with one row per language. Sums add, so results of
+two halves of a corpus, of two machines or of two days are joined with ``+``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageError
+from lens_lang.languages import distinct_languages, find_language
+from lens_lang.sites import (
+    MLP_POST,
+    MLP_PRE,
+    MLP_UP,
+    HookedModel,
+    Site,
+    find_site,
+    gate_activation,
+    is_gated,
+)
+from lens_lang.storage import read_tensors, write_tensors
+
+Space = Literal["gate", "product", "up"]
+"""Which value of an MLP neuron: act(gate), act(gate) * up, or up."""
+
+
+class Sums:
+    """Running sums by name and layer: int64 for counts, float64 for everything else.
+
+    They live where the activations are, so that a model spread over devices never waits for
+    the CPU; `stacked` brings them together.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, int], Tensor] = {}
+
+    def add(self, name: str, layer: int, value: Tensor) -> None:
+        """Add one layer's contribution of one batch to the sum called `name`."""
+        if value.device.type == "mps":  # has no float64
+            value = value.cpu()
+        value = value.to(torch.float64 if value.is_floating_point() else torch.int64)
+        held = self._held.get((name, layer))
+        self._held[name, layer] = value if held is None else held.to(value.device) + value
+
+    def merge(self, other: "Sums") -> None:
+        """Add all of another accumulator's sums to this one's."""
+        for (name, layer), value in other._held.items():
+            self.add(name, layer, value)
+
+    def stacked(self) -> dict[str, Tensor]:
+        """Return every sum with its layers stacked along the first axis, on the CPU."""
+        names = dict.fromkeys(name for name, _ in self._held)
+        return {
+            name: torch.stack(
+                [self._held[key].cpu() for key in sorted(self._held) if key[0] == name]
+            )
+            for name in names
+        }
+
+    @classmethod
+    def unstacked(cls, sums: Mapping[str, Tensor]) -> "Sums":
+        """Rebuild an accumulator from what `stacked` returned."""
+        self = cls()
+        for name, layers in sums.items():
+            for layer, value in enumerate(layers):
+                self.add(name, layer, value.clone())
+        return self
+
+
+ResultT = TypeVar("ResultT", covariant=True)
+
+
+class Spec(Protocol[ResultT]):
+    """What `collect` asks of a statistic.
+
+    A spec is a frozen dataclass: its fields are its options, and are recorded with the run.
+    """
+
+    def bind(self, model: HookedModel) -> "BoundSpec[ResultT]":
+        """Fit the spec to a model."""
+        ...
+
+
+class BoundSpec(Protocol[ResultT]):
+    """A spec that knows its model: what it reads, how it sums, what it makes of the sums."""
+
+    sites: Sequence[Site]
+
+    def update(
+        self, sums: Sums, layer: int, values: Mapping[Site, Float[Tensor, "token neuron"]]
+    ) -> None:
+        """Add one batch's values of one layer. Only tokens that count are given."""
+        ...
+
+    def result(
+        self, sums: Mapping[str, Mapping[str, Tensor]], n_tokens: Mapping[str, int]
+    ) -> ResultT:
+        """Make the result from the stacked sums of every language."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Frequency:
+    """How often each neuron fired on the text of each language.
+
+    Attributes:
+        languages: Names of the first axis.
+        count: Number of tokens at which the neuron fired.
+        n_tokens: Number of tokens of each language.
+        site: Where firing was read.
+        threshold: A neuron fires where its activation is above this, strictly.
+        provenance: Model, corpora and versions, as JSON values.
+
+    Example:
+        >>> from lens_lang.sites import MLP_PRE
+        >>> freq = Frequency(
+        ...     languages=("en", "fr"), count=torch.tensor([[[3]], [[1]]]),
+        ...     n_tokens=torch.tensor([4, 4]), site=MLP_PRE)
+        >>> (freq + freq).probability.flatten().tolist()
+        [0.75, 0.25]
+    """
+
+    languages: tuple[str, ...]
+    count: Int[Tensor, "lang layer neuron"]
+    n_tokens: Int[Tensor, "lang"]
+    site: Site = MLP_PRE
+    threshold: float = 0.0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    _same: ClassVar[tuple[str, ...]] = ("languages", "site", "threshold")
+    _summed: ClassVar[tuple[str, ...]] = ("count", "n_tokens")
+
+    def __post_init__(self) -> None:
+        _check_axes(self.languages, self.n_tokens, self.count)
+        if bool((self.count < 0).any()) or bool((self.count > self.n_tokens[:, None, None]).any()):
+            raise ShapeError("A count must lie between 0 and the number of tokens of its language")
+
+    @property
+    def probability(self) -> Float[Tensor, "lang layer neuron"]:
+        """Share of the tokens at which the neuron fired, float64."""
+        return self.count.double() / self.n_tokens.double()[:, None, None]
+
+    def __getitem__(self, lang: str) -> Float[Tensor, "layer neuron"]:
+        return self.probability[find_language(lang, self.languages)]
+
+    def __add__(self, other: "Frequency") -> "Frequency":
+        return _added(self, other)
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file."""
+        _save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Frequency":
+        """Read what `save` wrote."""
+        return _load(cls, path)
+
+
+@dataclass(frozen=True)
+class ActivationFrequency:
+    """Count the tokens at which each neuron fires (Tang et al. 2024, section 2).
+
+    Attributes:
+        site: Where to read. `MLP_PRE`, the default, has the sign of the activation function's
+            output on gated and plain MLPs alike; ``MLP_POST`` has not, on gated ones.
+        threshold: A neuron fires where its value is above this, strictly.
+    """
+
+    site: Site = MLP_PRE
+    threshold: float = 0.0
+
+    def bind(self, model: HookedModel) -> "_BoundFrequency":  # noqa: ARG002
+        """Fit the spec to a model."""
+        return _BoundFrequency(self)
+
+
+class _BoundFrequency:
+    def __init__(self, spec: ActivationFrequency) -> None:
+        self.spec = spec
+        self.sites = (spec.site,)
+
+    def update(
+        self, sums: Sums, layer: int, values: Mapping[Site, Float[Tensor, "token neuron"]]
+    ) -> None:
+        fires: Bool[Tensor, "token neuron"] = values[self.spec.site] > self.spec.threshold
+        # int32 halves the time of the sum, and no batch has two thousand million tokens
+        sums.add("count", layer, fires.sum(0, dtype=torch.int32))
+
+    def result(
+        self, sums: Mapping[str, Mapping[str, Tensor]], n_tokens: Mapping[str, int]
+    ) -> Frequency:
+        return Frequency(
+            languages=tuple(sums),
+            count=torch.stack([language["count"] for language in sums.values()]),
+            n_tokens=torch.tensor(list(n_tokens.values())),
+            site=self.spec.site,
+            threshold=self.spec.threshold,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Sums of a neuron's value and of its square over the tokens of each language.
+
+    ``activations["fr"]`` is the mean of each neuron on French, ready for `replace` and `steer`.
+
+    Attributes:
+        languages: Names of the first axis.
+        sum: Sum over all tokens, float64.
+        sum_sq: Sum of squares over all tokens, float64.
+        n_tokens: Number of tokens of each language.
+        space: Which value: ``gate`` is act(gate), ``product`` is act(gate) * up, ``up`` is up.
+        provenance: Model, corpora and versions, as JSON values.
+
+    Example:
+        >>> act = Activations(
+        ...     languages=("en",), sum=torch.tensor([[[6.0]]]).double(),
+        ...     sum_sq=torch.tensor([[[20.0]]]).double(), n_tokens=torch.tensor([2]))
+        >>> act["en"].item(), act.std.item()
+        (3.0, 1.0)
+    """
+
+    languages: tuple[str, ...]
+    sum: Float[Tensor, "lang layer neuron"]
+    sum_sq: Float[Tensor, "lang layer neuron"]
+    n_tokens: Int[Tensor, "lang"]
+    space: Space = "gate"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    _same: ClassVar[tuple[str, ...]] = ("languages", "space")
+    _summed: ClassVar[tuple[str, ...]] = ("sum", "sum_sq", "n_tokens")
+
+    def __post_init__(self) -> None:
+        _check_axes(self.languages, self.n_tokens, self.sum, self.sum_sq)
+
+    @property
+    def mean(self) -> Float[Tensor, "lang layer neuron"]:
+        """Mean over all tokens, those at which the neuron does not fire included."""
+        return self.sum / self.n_tokens[:, None, None]
+
+    @property
+    def std(self) -> Float[Tensor, "lang layer neuron"]:
+        """Standard deviation over all tokens (of the population, not of a sample)."""
+        variance = self.sum_sq / self.n_tokens[:, None, None] - self.mean.square()
+        return variance.clamp(min=0).sqrt()
+
+    def __getitem__(self, lang: str) -> Float[Tensor, "layer neuron"]:
+        return self.mean[find_language(lang, self.languages)]
+
+    def __add__(self, other: "Activations") -> "Activations":
+        return _added(self, other)
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file."""
+        _save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Activations":
+        """Read what `save` wrote."""
+        return _load(cls, path)
+
+
+@dataclass(frozen=True)
+class MeanActivation:
+    """Sum each neuron's value and its square: the mean that steering sets neurons to.
+
+    On an MLP without a gate, act(pre) *is* the input of the down-projection; the result then
+    says ``product``, so that whoever uses it needs no up-projection.
+
+    Attributes:
+        space: ``gate`` sums act(gate), as in Tang et al. (2024); ``product`` the input of the
+            down-projection; ``up`` the up-projection.
+    """
+
+    space: Space = "gate"
+
+    def __post_init__(self) -> None:
+        if self.space not in ("gate", "product", "up"):
+            raise OptionError(f"space must be gate, product or up, got {self.space!r}")
+
+    def bind(self, model: HookedModel) -> "_BoundMean":
+        """Fit the spec to a model: find out how it activates its gates."""
+        if self.space == "up":
+            return _BoundMean("up", MLP_UP, None)
+        if self.space == "product" or not is_gated(model):
+            return _BoundMean("product", MLP_POST, None)
+        return _BoundMean("gate", MLP_PRE, gate_activation(model))
+
+
+class _BoundMean:
+    def __init__(self, space: Space, site: Site, activation: Any) -> None:
+        self.space, self.activation = space, activation
+        self.sites = (site,)
+
+    def update(
+        self, sums: Sums, layer: int, values: Mapping[Site, Float[Tensor, "token neuron"]]
+    ) -> None:
+        value = values[self.sites[0]].float()
+        if self.activation is not None:
+            value = self.activation(value)
+        sums.add("sum", layer, value.sum(0))
+        sums.add("sum_sq", layer, value.square().sum(0))
+
+    def result(
+        self, sums: Mapping[str, Mapping[str, Tensor]], n_tokens: Mapping[str, int]
+    ) -> Activations:
+        return Activations(
+            languages=tuple(sums),
+            sum=torch.stack([language["sum"] for language in sums.values()]),
+            sum_sq=torch.stack([language["sum_sq"] for language in sums.values()]),
+            n_tokens=torch.tensor(list(n_tokens.values())),
+            space=self.space,
+        )
+
+
+AnyResult = TypeVar("AnyResult", Frequency, Activations)
+
+
+def _check_axes(languages: Sequence[str], n_tokens: Tensor, *tensors: Tensor) -> None:
+    distinct_languages(languages)
+    for tensor in (n_tokens, *tensors):
+        if len(tensor) != len(languages):
+            raise ShapeError(
+                f"{len(languages)} languages ({', '.join(languages)}) need as many rows, got a "
+                f"tensor of shape {tuple(tensor.shape)}"
+            )
+    for tensor in tensors:
+        if tensor.shape != tensors[0].shape:
+            raise ShapeError(
+                f"Sums of shapes {tuple(tensors[0].shape)} and {tuple(tensor.shape)} do not go "
+                "together"
+            )
+    if bool((n_tokens <= 0).any()):
+        empty = [lang for lang, n in zip(languages, n_tokens.tolist(), strict=True) if n <= 0]
+        raise LanguageError(f"No token was counted for {', '.join(empty)}")
+
+
+def _fields(result: AnyResult) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in (*result._same, *result._summed)}
+
+
+def _added(mine: AnyResult, theirs: AnyResult) -> AnyResult:
+    """Join two results that measure the same thing; languages may differ in order, not in set."""
+    if not isinstance(theirs, type(mine)):
+        return NotImplemented
+    for name in mine._same:
+        left, right = getattr(mine, name), getattr(theirs, name)
+        if name == "languages":
+            left, right = set(left), set(right)
+        if left != right:
+            raise ShapeError(
+                f"Cannot add two results of {type(mine).__name__} that differ in {name}: "
+                f"{getattr(mine, name)} and {getattr(theirs, name)}"
+            )
+    values = _fields(mine)
+    order = [theirs.languages.index(lang) for lang in mine.languages]
+    for name in mine._summed:
+        left, right = getattr(mine, name), getattr(theirs, name)
+        if left.shape != right.shape:
+            raise ShapeError(
+                f"Cannot add {type(mine).__name__} of shape {tuple(left.shape)} and of "
+                f"{tuple(right.shape)}: they were made with different models"
+            )
+        values[name] = left + right[order]
+    return type(mine)(**values, provenance=_joined(mine.provenance, theirs.provenance))
+
+
+def _joined(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what two provenances agree on, and list both where they differ."""
+    joined: dict[str, Any] = {}
+    for key in {**mine, **theirs}:
+        left, right = mine.get(key), theirs.get(key)
+        if left == right:
+            joined[key] = left
+        else:
+            both = [*(left if isinstance(left, list) else [left])]
+            both += right if isinstance(right, list) else [right]
+            joined[key] = both
+    return joined
+
+
+def _save(result: AnyResult, path: str | Path) -> None:
+    tensors = {name: getattr(result, name) for name in result._summed}
+    header: dict[str, Any] = {"provenance": dict(result.provenance)}
+    for name in result._same:
+        value = getattr(result, name)
+        header[name] = value.name if isinstance(value, Site) else value
+    write_tensors(path, type(result).__name__, header, tensors)
+
+
+def _load(cls: type[AnyResult], path: str | Path) -> AnyResult:
+    _, header, tensors = read_tensors(path, cls.__name__)
+    try:
+        values = {name: header[name] for name in cls._same}
+        values.update({name: tensors[name] for name in cls._summed})
+        values["languages"] = tuple(values["languages"])
+        if "site" in values:
+            values["site"] = find_site(values["site"])
+        return cls(**values, provenance=header["provenance"])
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
+
+
+__all__ = [
+    "ActivationFrequency",
+    "Activations",
+    "BoundSpec",
+    "Frequency",
+    "MeanActivation",
+    "Spec",
+    "Sums",
+]
