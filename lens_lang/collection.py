@@ -135,9 +135,19 @@ def collect(
         for position, (spec, held) in enumerate(zip(bound, sums, strict=True))
     )
     if run_dir is not None:
-        for position, result in enumerate(results):
-            result.save(Path(run_dir) / f"{position}-{type(result).__name__.lower()}.safetensors")
+        for name, result in zip(_file_names(results), results, strict=True):
+            result.save(Path(run_dir) / name)
     return results[0] if len(results) == 1 else results
+
+
+def _file_names(results: Sequence[Any]) -> list[str]:
+    """``frequency.safetensors``, or ``frequency-2.safetensors`` for a second one."""
+    names: list[str] = []
+    for result in results:
+        kind = type(result).__name__.lower()
+        earlier = sum(name.split(".")[0].split("-")[0] == kind for name in names)
+        names.append(f"{kind}-{earlier + 1}.safetensors" if earlier else f"{kind}.safetensors")
+    return names
 
 
 def weights_digest(model: HookedModel) -> str:

@@ -14,7 +14,7 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -27,6 +27,7 @@ from lens_lang.texts import read_documents, stream_documents
 _TOKENISE_AT_ONCE = 512
 
 
+@runtime_checkable
 class TokenisingModel(Protocol):
     """What tokenising asks of a model: its tokeniser and its configuration."""
 
@@ -533,7 +534,7 @@ def sample_sentences() -> dict[str, list[str]]:
     """
     text = files("lens_lang").joinpath("data", "sample.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
-    languages = [key for key in rows[0] if key not in ("id", "topic", "register")]
+    languages = [key for key in rows[0] if key not in ("key", "topic", "register")]
     return {lang: [row[lang] for row in rows] for lang in languages}
 
 

@@ -8,7 +8,7 @@ two halves of a corpus, of two machines or of two days are joined with ``+``.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -78,6 +78,7 @@ class Sums:
 ResultT = TypeVar("ResultT", covariant=True)
 
 
+@runtime_checkable
 class Spec(Protocol[ResultT]):
     """What `collect` asks of a statistic.
 
@@ -89,6 +90,7 @@ class Spec(Protocol[ResultT]):
         ...
 
 
+@runtime_checkable
 class BoundSpec(Protocol[ResultT]):
     """A spec that knows its model: what it reads, how it sums, what it makes of the sums."""
 

@@ -116,12 +116,9 @@ def write_tensors(
     from safetensors import SafetensorError
     from safetensors.torch import save
 
-    metadata = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "class": kind,
-        "header": json.dumps(header, ensure_ascii=False),
-    }
+    about = {"format_version": FORMAT_VERSION, "class": kind, "header": header}
+    # One entry, because safetensors shuffles several: equal results are equal files.
+    metadata = {FORMAT: json.dumps(about, ensure_ascii=False)}
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path) as part:
         try:
@@ -158,18 +155,18 @@ def read_tensors(
         raise StorageError(
             f"{path} is not a readable safetensors file (truncated, or another format): {error}"
         ) from error
-    if metadata.get("format") != FORMAT:
+    if FORMAT not in metadata:
         raise StorageError(f"{path} is a safetensors file, but lens_lang did not write it")
-    if metadata.get("format_version") != str(FORMAT_VERSION):
+    try:
+        about = json.loads(metadata[FORMAT])
+        version, found, header = about["format_version"], about["class"], about["header"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"The header of {path} is damaged: {error}") from error
+    if version != FORMAT_VERSION:
         raise StorageError(
-            f"{path} has format version {metadata.get('format_version')}, and this lens_lang reads "
-            f"version {FORMAT_VERSION}: use the lens_lang that wrote it"
+            f"{path} has format version {version}, and this lens_lang reads version "
+            f"{FORMAT_VERSION}: use the lens_lang that wrote it"
         )
-    found = metadata.get("class", "")
     if kind is not None and found != kind:
         raise StorageError(f"{path} holds a {found}, not a {kind}: lens_lang.load reads any result")
-    try:
-        header = json.loads(metadata["header"])
-    except (KeyError, ValueError) as error:
-        raise StorageError(f"The header of {path} is damaged: {error}") from error
     return found, header, tensors

@@ -145,7 +145,8 @@ class PerplexityMatrix:
         """
         columns = []
         for lang in self.languages:
-            docs, weights = self._resampling(lang, resamples, seed)
+            generator = torch.Generator().manual_seed(seed)
+            docs, weights = self._resampling(lang, resamples, generator)
             change = docs.nll[1 : 1 + len(self.interventions)] - docs.nll[0]
             resampled = bootstrap_ratio(change, docs.n_tokens.double(), weights)
             columns.append(percentile_interval(resampled, level=level))
@@ -163,10 +164,10 @@ class PerplexityMatrix:
         """
         columns = []
         for lang in self.languages:
-            docs, weights = self._resampling(lang, resamples, seed)
+            generator = torch.Generator().manual_seed(seed)
+            docs, weights = self._resampling(lang, resamples, generator)
             change = self._control_rows(lang) - docs.nll[0]
             resampled = bootstrap_ratio(change, docs.n_tokens.double(), weights)
-            generator = torch.Generator().manual_seed(seed)
             draws = torch.randint(
                 max(self.n_controls, 1), (resamples, self.n_controls), generator=generator
             )
@@ -184,6 +185,9 @@ class PerplexityMatrix:
             ``others``: the mean change of the other languages, ``selectivity``: own - others
             with its interval, ``rival``: the intervention of another language that hurts this
             one most and its change, ``control`` with its interval, ``ratio``: own / |control|.
+            ``specific``: no rival hurts the language as much; ``beyond_chance``: own is at least
+            five times the control; ``fair_control``: the control's interval covers zero, or
+            stays within 0.02 nats of it.
         """
         import pandas as pd
 
@@ -257,7 +261,7 @@ class PerplexityMatrix:
     def _control_rows(self, lang: str) -> Float[Tensor, "intervention control doc"]:
         first = 1 + len(self.interventions)
         rows = self.documents[lang].nll[first:]
-        return rows.view(len(self.interventions), self.n_controls, -1)
+        return rows.view(len(self.interventions), self.n_controls, rows.shape[1])
 
     def _control_deltas(self, lang: str) -> Float[Tensor, "intervention control"]:
         docs = self.documents[lang]
@@ -265,10 +269,9 @@ class PerplexityMatrix:
         return change.sum(-1) / docs.n_tokens.sum()
 
     def _resampling(
-        self, lang: str, resamples: int, seed: int
+        self, lang: str, resamples: int, generator: torch.Generator
     ) -> tuple[DocumentNLL, Float[Tensor, "resample doc"]]:
         docs = self.documents[lang]
-        generator = torch.Generator().manual_seed(seed)
         weights = bootstrap_weights(len(docs.n_tokens), resamples=resamples, generator=generator)
         return docs, weights
 
@@ -292,7 +295,9 @@ class PerplexityMatrix:
         }
         rival = max(rivals, key=rivals.__getitem__) if rivals else ""
         low, high = self._selectivity_interval(row, column)
-        control, control_ci = self.control[row, column], self.control_ci[row, column]
+        control = float(self.control[row, column])
+        control_low, control_high = self.control_ci[row, column].tolist()
+        rival_change = rivals.get(rival, float("nan"))
         return {
             "language": lang,
             "own": own,
@@ -303,18 +308,23 @@ class PerplexityMatrix:
             "selectivity_low": low,
             "selectivity_high": high,
             "rival": rival,
-            "rival_change": rivals.get(rival, float("nan")),
-            "control": float(control),
-            "control_low": float(control_ci[0]),
-            "control_high": float(control_ci[1]),
-            "ratio": own / abs(float(control)) if float(control) else float("inf"),
+            "rival_change": rival_change,
+            "control": control,
+            "control_low": control_low,
+            "control_high": control_high,
+            "ratio": own / abs(control) if control else float("nan"),
+            "specific": own > max(rivals.values(), default=0.0) and own > 0,
+            "beyond_chance": own >= 5 * abs(control) and own > 0,
+            "fair_control": control_low <= 0 <= control_high
+            or max(abs(control_low), abs(control_high)) <= 0.02,
         }
 
     def _selectivity_interval(self, row: int, column: int) -> tuple[float, float]:
         """Languages have their own documents, so each is resampled by itself."""
         resampled = []
         for number, lang in enumerate(self.languages):
-            docs, weights = self._resampling(lang, _RESAMPLES, seed=number)
+            generator = torch.Generator().manual_seed(number)
+            docs, weights = self._resampling(lang, _RESAMPLES, generator)
             change = docs.nll[1 + row] - docs.nll[0]
             resampled.append(bootstrap_ratio(change, docs.n_tokens.double(), weights))
         own = resampled.pop(column)

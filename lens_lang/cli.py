@@ -1,0 +1,333 @@
+"""The command line: one verb per function, everything else in the functions.
+
+Progress goes to stderr, tables to stdout, results into the run folder. Bad input ends with exit
+code 2 and one sentence. Nothing heavy is imported until a command needs it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from lens_lang.corpora import Corpora
+    from lens_lang.neurons import LanguageNeurons
+
+app = typer.Typer(
+    name="lens-lang",
+    help="Find, switch and judge the neurons that carry languages in a language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help is instant; the rich one costs as much again
+    pretty_exceptions_enable=False,
+)
+detect_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Find language neurons in a run folder's statistics."
+)
+app.add_typer(detect_app, name="detect")
+
+_RunDir = Annotated[Path, typer.Argument(help="Run folder, as `collect` made it.")]
+_Model = Annotated[str, typer.Option(help="gemma-3-270m, a folder, or a hub id.")]
+_Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text", help="LANGUAGE=FILE, once per language; .txt .jsonl .csv (.gz) .parquet."
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+_CtxLen = Annotated[int, typer.Option(help="Tokens per row, BOS included.")]
+_Column = Annotated[str, typer.Option(help="Column that holds the text.")]
+_Top = Annotated[float, typer.Option(help="Share of all neurons to select.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    from lens_lang.errors import LensLangError
+
+    try:
+        app()
+    except LensLangError as error:
+        sys.stderr.write(f"lens-lang: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("lens-lang: interrupted; the same command continues from here\n")
+        raise SystemExit(130) from None
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    full: Annotated[
+        bool, typer.Option("--full", help="All held-out text, five controls on every language.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Find and prove the language neurons of the packaged model, on the sample text."""
+    from lens_lang.demo import run_demo
+    from lens_lang.page import why_not
+
+    result = run_demo(out, full=full, say=_say)
+    table = result.matrix.selectivity()
+    reasons = {str(lang): why_not(row, result.neurons) for lang, row in table.iterrows()}
+    rows = [
+        {
+            "language": lang,
+            "neurons": len(result.neurons[lang]),
+            "own": round(float(row["own"]), 3),
+            "random": round(float(row["control"]), 3),
+            "rival": f"{row['rival']} {row['rival_change']:+.2f}",
+            "passes": "yes" if row["specific"] and row["beyond_chance"] else "no",
+        }
+        for lang, row in ((str(lang), row) for lang, row in table.iterrows())
+    ]
+    _print(rows, as_json, "Nats per token that a language loses when neurons are off")
+    if not as_json:
+        passed = [row["language"] for row in rows if row["passes"] == "yes"]
+        _say(
+            f"{len(passed)} of {len(rows)} languages depend on their own neurons more than on any "
+            "other's, and at least five times more than on random ones."
+        )
+        for row in rows:
+            if row["passes"] == "no":
+                _say(f"  {row['language']}: {reasons[row['language']]}")
+        _say(f"Report: {result.page}")
+
+
+@app.command()
+def collect(
+    out: Annotated[Path, typer.Argument(help="Run folder; continued if it holds this run.")],
+    model: _Model = "gemma-3-270m",
+    text: _Texts = None,
+    ctx_len: _CtxLen = 128,
+    tokens: Annotated[int | None, typer.Option(help="At most so many tokens a language.")] = None,
+    text_column: _Column = "text",
+    batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 8,
+    shard: Annotated[str, typer.Option(help="INDEX/COUNT: one machine's share.")] = "0/1",
+) -> None:
+    """Count which neurons fire on each language; without --text, on the sample text."""
+    from lens_lang import collection
+    from lens_lang.models import load_model
+    from lens_lang.stats import ActivationFrequency, MeanActivation
+
+    loaded = load_model(model)
+    corpora = _corpora(loaded, text, ctx_len, tokens, text_column)
+    corpora = corpora.sharded(*_share(shard))
+    collection.collect(
+        loaded,
+        corpora,
+        ActivationFrequency(),
+        MeanActivation(),
+        run_dir=out,
+        batch_size=batch_size,
+    )
+    _say(f"Statistics of {len(corpora.languages)} languages are in {out}")
+
+
+@detect_app.command("lape")
+def detect_lape(
+    run_dir: _RunDir,
+    top: _Top = 0.01,
+    filter_quantile: Annotated[float, typer.Option(help="See lens_lang.lape.")] = 0.95,
+    bar_quantile: Annotated[float, typer.Option(help="See lens_lang.lape.")] = 0.95,
+    compat: Annotated[bool, typer.Option("--compat", help="As the released script.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Lowest entropy of activation probability over languages (Tang et al. 2024)."""
+    from lens_lang.detect.lape import lape
+    from lens_lang.stats import Frequency
+
+    neurons = lape(
+        Frequency.load(run_dir / "frequency.safetensors"),
+        top=top,
+        filter_quantile=filter_quantile,
+        bar_quantile=bar_quantile,
+        compat=compat,
+    )
+    _keep(neurons, run_dir / "lape.safetensors", as_json)
+
+
+@detect_app.command("lap")
+def detect_lap(
+    run_dir: _RunDir,
+    threshold: Annotated[float, typer.Option(help="Probability to exceed.")] = 0.95,
+    as_json: _Json = False,
+) -> None:
+    """Activation probability above a threshold: a baseline."""
+    from lens_lang.detect.baselines import lap
+    from lens_lang.stats import Frequency
+
+    neurons = lap(Frequency.load(run_dir / "frequency.safetensors"), threshold=threshold)
+    _keep(neurons, run_dir / "lap.safetensors", as_json)
+
+
+@detect_app.command("lave")
+def detect_lave(run_dir: _RunDir, top: _Top = 0.01, as_json: _Json = False) -> None:
+    """Lowest entropy of mean activation over languages: a baseline."""
+    from lens_lang.detect.baselines import lave
+    from lens_lang.stats import Activations
+
+    neurons = lave(Activations.load(run_dir / "activations.safetensors"), top=top)
+    _keep(neurons, run_dir / "lave.safetensors", as_json)
+
+
+@app.command()
+def evaluate(
+    run_dir: _RunDir,
+    model: _Model = "gemma-3-270m",
+    text: _Texts = None,
+    neurons: Annotated[str, typer.Option(help="Neuron file in the run folder.")] = "lape",
+    tokens: Annotated[int | None, typer.Option(help="At most so many tokens a language.")] = None,
+    controls: Annotated[int, typer.Option(help="Random controls per language.")] = 3,
+    all_controls: Annotated[
+        bool, typer.Option("--all-controls", help="Measure controls on every language.")
+    ] = False,
+    text_column: _Column = "text",
+    as_json: _Json = False,
+) -> None:
+    """Switch neurons off and measure each language's perplexity, beside random controls."""
+    from lens_lang.evaluate.perplexity import perplexity_matrix
+    from lens_lang.intervene import ablate
+    from lens_lang.models import load_model
+    from lens_lang.neurons import LanguageNeurons
+
+    found = LanguageNeurons.load(run_dir / f"{neurons}.safetensors")
+    loaded = load_model(model)
+    held_out = _corpora(loaded, text, 512, tokens, text_column, part=1)
+    matrix = perplexity_matrix(
+        loaded,
+        held_out,
+        {lang: ablate(some) for lang, some in found.items()},
+        controls=controls,
+        control_on="all" if all_controls else "own",
+    )
+    matrix.save(run_dir / "perplexity.safetensors")
+    rows = matrix.to_frame().round(4).to_dict("records")
+    _print(rows, as_json, "Change of NLL in nats per token")
+
+
+@app.command()
+def report(run_dir: _RunDir) -> None:
+    """Write one HTML page, which opens offline, from a run folder."""
+    from lens_lang import page
+
+    _out(str(page.report(run_dir)))
+
+
+@app.command()
+def info(model: Annotated[str, typer.Argument()] = "gemma-3-270m", as_json: _Json = False) -> None:
+    """Say what lens_lang sees of a model: layers, neurons, hook points, tokeniser, versions."""
+    from lens_lang.models import describe, load_model
+
+    found = describe(load_model(model))
+    if as_json:
+        _out(json.dumps(found, indent=2))
+        return
+    rows = []
+    for key, value in found.items():
+        parts = value.items() if isinstance(value, dict) else [("", value)]
+        rows += [{"what": f"{key} {part}".strip(), "value": str(some)} for part, some in parts]
+    _print(rows, as_json, "")
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Neuron file: .pth of the LAPE code, or ours.")],
+    target: Annotated[Path, typer.Argument(help="Neuron file to write, of the other kind.")],
+    languages: Annotated[
+        str, typer.Option(help="Languages of a .pth file, in its order, with commas.")
+    ] = "",
+) -> None:
+    """Turn a published neuron file into one of lens_lang, or back."""
+    from lens_lang import formats
+    from lens_lang.neurons import LanguageNeurons
+
+    if source.suffix == ".pth":
+        names = [name.strip() for name in languages.split(",") if name.strip()]
+        if not names:
+            raise _bad("--languages is needed: a .pth file does not name its languages")
+        neurons = formats.read(source, languages=names)
+        neurons.save(target)
+    else:
+        neurons = LanguageNeurons.load(source)
+        formats.write(neurons, target)
+    _out(f"{target}: {neurons!r}")
+
+
+def _corpora(
+    model: Any,
+    text: list[str] | None,
+    ctx_len: int,
+    tokens: int | None,
+    text_column: str,
+    part: int = 0,
+) -> "Corpora":
+    """The text named on the command line, or a part of the sample: 0 to search, 1 to judge."""
+    from lens_lang.corpora import Corpora
+
+    if not text:
+        sample = Corpora.sample(model, ctx_len=ctx_len).split(0.8, seed=0)[part]
+        return sample if tokens is None else sample.truncate(tokens=tokens)
+    files: dict[str, str | Path] = {}
+    for pair in text:
+        lang, equals, path = pair.partition("=")
+        if not equals or lang in files:
+            raise _bad(f"--text takes LANGUAGE=FILE, once per language, got {pair!r}")
+        files[lang] = path
+    # Text to judge on is read document by document, however short.
+    return Corpora.from_files(
+        files, model, ctx_len=ctx_len, text_column=text_column, tokens=tokens, pack=part == 0
+    )
+
+
+def _share(shard: str) -> tuple[int, int]:
+    index, slash, count = shard.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal()):
+        raise _bad(f"--shard takes INDEX/COUNT, such as 0/4, got {shard!r}")
+    return int(index), int(count)
+
+
+def _keep(neurons: "LanguageNeurons", path: Path, as_json: bool) -> None:
+    neurons.save(path)
+    rows = [{"language": lang, "neurons": len(some)} for lang, some in neurons.items()]
+    _print(rows, as_json, f"{len(neurons.union())} distinct neurons, in {path}")
+
+
+def _bad(sentence: str) -> Exception:
+    from lens_lang.errors import OptionError
+
+    return OptionError(sentence)
+
+
+def _say(line: str) -> None:
+    """Tell the person; stderr, so that stdout holds results only."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+
+
+def _out(line: str) -> None:
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True).print(line, markup=False)
+
+
+def _print(rows: list[dict[Any, Any]], as_json: bool, title: str) -> None:
+    if as_json:
+        _out(json.dumps(rows, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left")
+    for column in rows[0]:
+        numeric = isinstance(rows[0][column], int | float)
+        table.add_column(str(column), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

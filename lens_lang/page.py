@@ -1,0 +1,275 @@
+"""One HTML page from a run folder: what was measured, what was found, what it does.
+
+The page is a single file that opens without a network: the plotting script is inside it, once,
+whatever the number of figures.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lens_lang import plot
+from lens_lang.errors import MissingExtraError, StorageError
+from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.neurons import LanguageNeurons
+from lens_lang.results import Result, load
+from lens_lang.stats import Activations, Frequency
+from lens_lang.storage import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE_NAME = "report.html"
+
+_FEW = 20
+"""Fewer neurons than this are too few to expect an effect of."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page.
+
+    Attributes:
+        title: Its heading.
+        text: Paragraphs under the heading.
+        columns: The table's heads; empty for no table.
+        rows: The table's cells.
+        figures: Figures as JSON for plotly.
+    """
+
+    title: str
+    text: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+
+
+def report(run_dir: str | Path) -> Path:
+    """Write ``report.html`` into a run folder, from whatever results lie there.
+
+    Args:
+        run_dir: The folder, with files written by ``save``.
+
+    Returns:
+        The page.
+
+    Raises:
+        StorageError: The folder holds no result, or the page cannot be written.
+        MissingExtraError: plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise MissingExtraError("The report", "plot") from None
+    from jinja2 import Environment, StrictUndefined
+
+    folder = Path(run_dir)
+    results = read_results(folder)
+    if not results:
+        raise StorageError(
+            f"{folder} holds no result to report: run lens_lang.collect(..., run_dir=...) first, "
+            "or save results into it"
+        )
+    template = files("lens_lang").joinpath("templates", "report.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    page = environment.from_string(template).render(
+        title=f"Language neurons: {folder.name}",
+        sections=[section for section in _sections(results) if section is not None],
+        downloads=[path.name for path in results],
+        provenance=json.dumps(
+            {path.name: result.provenance for path, result in results.items()},
+            indent=2,
+            ensure_ascii=False,
+            default=dict,
+        ),
+        plotly_js=get_plotlyjs(),
+    )
+    target = folder / FILE_NAME
+    with replacing(target) as part:
+        part.write_text(page, encoding="utf-8")
+    return target
+
+
+def read_results(folder: Path) -> dict[Path, Result]:
+    """Read every result file in a folder, by name.
+
+    Raises:
+        StorageError: There is no such folder, or a file in it is damaged.
+    """
+    if not folder.is_dir():
+        raise StorageError(f"There is no run folder {folder}")
+    return {path: load(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
+    """Say why a language failed the test of its neurons, or that it passed.
+
+    Args:
+        row: A row of `PerplexityMatrix.selectivity`.
+        neurons: The neurons that were switched off, if they are known.
+
+    Returns:
+        One sentence.
+    """
+    lang = str(row.name)
+    if row["specific"] and row["beyond_chance"]:
+        return "Its own neurons hurt it most, and far more than random ones."
+    count = len(neurons[lang]) if neurons is not None and lang in neurons.languages else None
+    few = count is not None and count < _FEW
+    reasons = []
+    if not row["specific"]:
+        reasons.append(
+            f"the neurons of {row['rival']} hurt it more ({row['rival_change']:+.2f} nats)"
+            if row["rival"] and row["rival_change"] >= row["own"]
+            else "its own neurons do not hurt it"
+        )
+    if not row["beyond_chance"]:
+        reasons.append("its own effect is less than five times that of random neurons")
+    because = ""
+    if few:
+        because = (
+            f" Plausible: LAPE gave it only {count} neuron{'' if count == 1 else 's'}. A neuron "
+            "counts as a language's own only if few other languages use it; a language that the "
+            "model uses for all of them has few left."
+        )
+    elif neurons is not None and row["rival"] in neurons.languages and not row["specific"]:
+        common = len(neurons[lang] & neurons[str(row["rival"])])
+        because = (
+            f" Plausible: {common} of its {count} neurons are also among the "
+            f"{len(neurons[str(row['rival'])])} of {row['rival']}."
+            if common
+            else f" They have no neuron in common, so {row['rival']} takes something away that "
+            f"{lang} needs although it is not among its own."
+        )
+    sentence = " and ".join(reasons)
+    return sentence[0].upper() + sentence[1:] + "." + because
+
+
+def _sections(results: Mapping[Path, Result]) -> list[Section | None]:
+    neurons = [result for result in results.values() if isinstance(result, LanguageNeurons)]
+    found = neurons[0] if neurons else None
+    made: list[Section | None] = []
+    for path, result in results.items():
+        if isinstance(result, PerplexityMatrix):
+            made.append(_effect(result, found))
+        elif isinstance(result, LanguageNeurons):
+            made.append(_neurons(path.stem, result))
+    made.append(_measured(list(results.values())))
+    return sorted(
+        (section for section in made if section is not None),
+        key=lambda section: ("Neurons" not in section.title, "effect" not in section.title.lower()),
+    )
+
+
+def _neurons(name: str, neurons: LanguageNeurons) -> Section:
+    site = neurons.sites[0]
+    total = sum(mask.numel() for mask in neurons.union().masks.values())
+    rows = []
+    for lang, some in neurons.items():
+        per_layer = some.per_layer(site)
+        alone = some
+        for other, theirs in neurons.items():
+            alone = alone if other == lang else alone - theirs
+        busiest = int(per_layer.argmax()) if len(some) else None
+        rows.append(
+            [
+                lang,
+                str(len(some)),
+                f"{100 * len(some) / total:.3f} %",
+                str(len(alone)),
+                "" if busiest is None else f"layer {busiest} ({int(per_layer[busiest])})",
+            ]
+        )
+    shared = ", ".join(
+        f"{count} serve {n} language{'' if n == 1 else 's'}"
+        for n, count in neurons.membership().items()
+        if count
+    )
+    return Section(
+        title=f"Neurons found by {neurons.provenance.get('method', name)}",
+        text=[
+            f"{len(neurons.union()):,} distinct neurons of {total:,} at {site.name}"
+            + (f": {shared}." if shared else ".")
+        ],
+        columns=["language", "neurons", "of all", "of no other language", "most in"],
+        rows=rows,
+        figures=[
+            plot.neurons_per_layer(neurons).to_json(),
+            plot.overlap(neurons).to_json(),
+        ],
+    )
+
+
+def _effect(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) -> Section:
+    table = matrix.selectivity()
+    rows, text = [], []
+    for lang, row in table.iterrows():
+        rows.append(
+            [
+                str(lang),
+                _interval(row["own"], row["own_low"], row["own_high"]),
+                _interval(row["control"], row["control_low"], row["control_high"]),
+                f"{row['rival']} {row['rival_change']:+.3f}",
+                _interval(row["selectivity"], row["selectivity_low"], row["selectivity_high"]),
+                "yes" if row["specific"] and row["beyond_chance"] else "no",
+                why_not(row, neurons),
+            ]
+        )
+    if len(table):
+        passed = int((table["specific"] & table["beyond_chance"]).sum())
+        text.append(
+            f"{passed} of {len(table)} languages pass: no other language's neurons hurt them as "
+            "much as their own do, and their own hurt them at least five times more than as many "
+            "random neurons of the same layers."
+        )
+    scored = ", ".join(
+        f"{lang} {int(docs.n_tokens.sum())} in {len(docs.n_tokens)}"
+        for lang, docs in matrix.documents.items()
+    )
+    text.append(
+        "Changes of negative log-likelihood in nats per token, with 95 % intervals from a paired "
+        f"bootstrap over documents; {matrix.n_controls} random controls per intervention. Tokens "
+        f"scored, and documents: {scored}."
+    )
+    return Section(
+        title="Effect of switching them off",
+        text=text,
+        columns=[
+            "language",
+            "own neurons",
+            "random control",
+            "strongest rival",
+            "own minus mean of others",
+            "passes",
+            "why",
+        ]
+        if rows
+        else [],
+        rows=rows,
+        figures=[plot.perplexity_matrix(matrix).to_json()],
+    )
+
+
+def _measured(results: list[Result]) -> Section | None:
+    statistics = [r for r in results if isinstance(r, Frequency | Activations)]
+    if not statistics:
+        return None
+    rows = [
+        [lang, f"{int(n):,}"]
+        for lang, n in zip(statistics[0].languages, statistics[0].n_tokens.tolist(), strict=True)
+    ]
+    model = statistics[0].provenance.get("model", "an unnamed model")
+    names = ", ".join(type(result).__name__ for result in statistics)
+    return Section(
+        title="What was measured",
+        text=[f"{names} of {model}."],
+        columns=["language", "tokens counted"],
+        rows=rows,
+    )
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"

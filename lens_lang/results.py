@@ -1,0 +1,34 @@
+"""Loading any result that lens_lang has saved."""
+
+from pathlib import Path
+
+from lens_lang.errors import StorageError, near_misses
+from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.neurons import LanguageNeurons
+from lens_lang.stats import Activations, Frequency
+from lens_lang.storage import read_tensors
+
+Result = Frequency | Activations | LanguageNeurons | PerplexityMatrix
+"""Everything that has ``save``."""
+
+_CLASSES = {
+    cls.__name__: cls for cls in (Frequency, Activations, LanguageNeurons, PerplexityMatrix)
+}
+
+
+def load(path: str | Path) -> Result:
+    """Read a result of any class from the file its ``save`` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The result; its class is named in the file.
+
+    Raises:
+        StorageError: The file is missing, damaged, or not a result of lens_lang.
+    """
+    kind, _, _ = read_tensors(path)
+    if kind not in _CLASSES:
+        raise StorageError(f"{path} holds a {kind!r}, no result to load{near_misses(kind, _CLASSES)}")
+    return _CLASSES[kind].load(path)
