@@ -1,5 +1,6 @@
 """NLL equals the model's own, deltas are paired, controls are fair, planted effects are found."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -259,11 +260,15 @@ def test_bytes_that_were_never_known_give_nan() -> None:
 
 def test_the_strongest_rival_is_named() -> None:
     matrix = by_hand([[20.0, 90.0], [20.0, 94.0], [20.0, 98.0]])
+    docs = matrix.documents["en"]
+    matrix = dataclasses.replace(
+        matrix, languages=("en", "fr"), documents={"en": docs, "fr": docs}
+    )
     row = matrix.selectivity().loc["en"]
     assert row["rival"] == "fr"
     assert row["rival_change"] == pytest.approx(0.2)
     assert not row["specific"]
-    assert math.isnan(row["others"])
+    assert row["others"] == pytest.approx(0.1)
 
 
 def test_frames_hold_every_cell(llama: Any, corpora: Corpora) -> None:

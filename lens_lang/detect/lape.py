@@ -231,15 +231,11 @@ def _threshold(
     """The quantile of all values, or of each language's, ready to compare `values` with."""
     pool = values.flatten(1) if variant.pool == "language" else values.reshape(1, -1)
     if variant.quantile == "interpolated":
-        # torch.quantile refuses more than 2**24 values
-        ordered = pool.sort(1).values
-        place = quantile * (pool.shape[1] - 1)
-        low = ordered[:, int(place)]
-        high = ordered[:, min(int(place) + 1, pool.shape[1] - 1)]
-        found = torch.lerp(low, high, place - int(place))
+        # To be above a value between two ranks is to be above the lower of the two.
+        rank = int(quantile * (pool.shape[1] - 1)) + 1
     else:
         rank = max(round(pool.shape[1] * quantile), 1)  # round() takes halves to even
-        found = pool.kthvalue(rank, dim=1).values
+    found = pool.kthvalue(rank, dim=1).values
     return found[:, None, None]
 
 

@@ -1,0 +1,54 @@
+# Every target makes the environment that it needs, from the lock file.
+PYTHON ?= python3
+VENV := .venv
+VENV3 := .venv-tl3
+RUN := $(VENV)/bin
+
+.PHONY: demo test lanes check docs bench picture lock clean
+
+demo: $(VENV)/.ready  ## find the language neurons of a real model, and prove them
+	$(RUN)/lens-lang demo
+
+test: $(VENV)/.ready  ## the whole test suite, on TransformerLens 4
+	$(RUN)/python -m pytest --cov --cov-report=term:skip-covered
+
+lanes: $(VENV3)/.ready  ## the tests that every TransformerLens must pass, on TransformerLens 3
+	$(VENV3)/bin/python -m pytest -m lane tests
+
+check: $(VENV)/.ready  ## lint, formatting and types
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+docs: $(VENV)/.ready  ## the documentation as a site, strictly
+	$(RUN)/mkdocs build --strict
+
+bench: $(VENV)/.ready  ## overhead and memory of collecting, on the packaged model
+	$(RUN)/python tests/benchmarks/bench_collect.py
+
+picture: $(VENV)/.ready  ## the README's picture, from the last demo (needs Chromium)
+	$(RUN)/python docs/picture.py runs/demo docs/perplexity.png
+
+lock: locks/tl4.txt locks/tl3.txt  ## write the lock files anew where the pins have changed
+
+# A local build's tag (+cpu) is cut off: which build to take is the reader's choice.
+locks/%.txt: locks/%.in pyproject.toml
+	$(RUN)/python -m piptools compile -q --strip-extras --no-annotate --extra dev --unsafe-package lens-lang \
+	  --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
+	  --constraint $< --output-file $@ pyproject.toml
+	sed -i 's/+cpu//; /file:/d' $@
+
+clean:
+	rm -rf $(VENV) $(VENV3) site runs
+
+$(VENV)/.ready: | locks/tl4.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r locks/tl4.txt
+	$(VENV)/bin/pip install -q --no-deps -e .
+	touch $@
+
+$(VENV3)/.ready: | locks/tl3.txt
+	$(PYTHON) -m venv $(VENV3)
+	$(VENV3)/bin/pip install -q -r locks/tl3.txt
+	$(VENV3)/bin/pip install -q --no-deps -e .
+	touch $@

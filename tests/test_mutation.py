@@ -1,0 +1,275 @@
+"""Every threshold, sign and axis in `detect` is pinned down by a test.
+
+Each mutant is the source of a detector with one operator, constant or word changed. It is run
+through a short battery of golden cases and laws; a mutant that passes them all would mean that
+nothing guards the changed place.
+"""
+
+import ast
+import copy
+import json
+import math
+import types
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lens_lang.errors import OptionError
+from lens_lang.sites import MLP_POST
+from lens_lang.stats import Activations, Frequency
+
+LANGUAGES = ("en", "zh", "fr", "es", "vi", "id", "ja")
+GOLDEN = Path(__file__).parent / "golden"
+
+SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
+    ast.Gt: (ast.GtE, ast.Lt),
+    ast.GtE: (ast.Gt,),
+    ast.Lt: (ast.LtE, ast.Gt),
+    ast.LtE: (ast.Lt, ast.GtE),
+    ast.Eq: (ast.NotEq,),
+    ast.Mult: (ast.Div,),
+    ast.Div: (ast.Mult,),
+    ast.Sub: (ast.Add,),
+    ast.Add: (ast.Sub,),
+    ast.BitAnd: (ast.BitOr,),
+    ast.USub: (ast.UAdd,),
+}
+
+
+def mutants(source: str) -> Iterator[tuple[str, ast.Module]]:
+    """Yield (what was changed, changed tree): one change each, never in a docstring."""
+    tree = ast.parse(source)
+    for place, node in enumerate(ast.walk(tree)):
+        for field, value in ast.iter_fields(node):
+            for spot, old in enumerate(value if isinstance(value, list) else [value]):
+                for new in replacements(old, node, field):
+                    changed = copy.deepcopy(tree)
+                    twin = list(ast.walk(changed))[place]
+                    if isinstance(value, list):
+                        getattr(twin, field)[spot] = new
+                    else:
+                        setattr(twin, field, new)
+                    line = getattr(node, "lineno", 0)
+                    yield f"line {line}: {describe(old)} -> {describe(new)}", changed
+
+
+def replacements(old: Any, parent: ast.AST, field: str) -> list[Any]:
+    if isinstance(old, ast.AST) and type(old) in SWAPS and not in_annotation(parent):
+        return [kind() for kind in SWAPS[type(old)]]
+    number = type(old) in (int, float) and field == "value"
+    if number and isinstance(parent, ast.Constant):
+        return [old + 1] if isinstance(old, int) else [old / 2]
+    return []
+
+
+def in_annotation(node: ast.AST) -> bool:
+    """`int | None` is no operation on values."""
+    return isinstance(node, ast.BinOp) and isinstance(node.right, ast.Constant)
+
+
+def describe(node: Any) -> str:
+    return type(node).__name__ if isinstance(node, ast.AST) else repr(node)
+
+
+def loaded(module: str, tree: ast.Module) -> types.ModuleType:
+    """Run a changed tree as a module of its own, beside the real one."""
+    real = import_module(module)
+    mutant = types.ModuleType(module)
+    mutant.__dict__["__file__"] = real.__file__
+    exec(compile(ast.fix_missing_locations(tree), str(real.__file__), "exec"), mutant.__dict__)
+    return mutant
+
+
+def frequency(probability: list[list[float]], n: int = 1000) -> Frequency:
+    count = (torch.tensor(probability, dtype=torch.float64) * n).round().long()[:, None]
+    names = LANGUAGES[: len(count)]
+    return Frequency(languages=names, count=count, n_tokens=torch.full((len(count),), n))
+
+
+def golden(name: str) -> tuple[Frequency, list[Any]]:
+    held = json.loads((GOLDEN / f"lape_{name}.json").read_text())
+    n_tokens = torch.tensor(held["n"]).expand(7).clone()
+    count = torch.tensor(held["over_zero"])
+    return Frequency(languages=LANGUAGES, count=count, n_tokens=n_tokens), held["result"]
+
+
+def lists(neurons: Any) -> list[Any]:
+    return [[r.nonzero().flatten().tolist() for r in s.masks[MLP_POST]] for s in neurons.values()]
+
+
+def refuses(function: Callable[[], Any]) -> bool:
+    try:
+        function()
+    except OptionError:
+        return True
+    return False
+
+
+def battery_lape(module: Any) -> None:
+    lape, variant = module.lape, module.LapeVariant
+    for name in ("A", "B"):
+        freq, expected = golden(name)
+        assert lists(lape(freq, compat=True)) == expected
+        padded = expected + [[[]] * freq.count.shape[1]] * (7 - len(expected))
+        assert lists(lape(freq)) == padded
+    freq, _ = golden("B")
+    p = freq.probability
+    entropy = module.activation_entropy(freq)
+    share = p / p.sum(0)
+    assert torch.allclose(entropy, -(share * share.clamp(min=1e-300).log()).sum(0))
+    dead = frequency([[0.0, 0.9], [0.0, 0.3]])
+    assert module.activation_entropy(dead)[0, 0] == 0
+    # quantiles: rank, ties, strictness, each filter by itself
+    steps = frequency([[0.1, 0.2, 0.3, 0.4, 0.5], [0.6, 0.7, 0.8, 0.9, 1.0]]).probability
+    for quantile, above in ((0.5, 5), (0.45, 6), (0.55, 4), (0.04, 9), (1.0, 0)):
+        found = module.select_by_entropy(
+            steps, top=1.0, filter_quantile=0.04, bar_quantile=quantile
+        )
+        assert int(found.sum()) == above, quantile
+        kept = module.select_by_entropy(
+            steps, top=1.0, filter_quantile=quantile, bar_quantile=0.04
+        )
+        assert int(kept.any(0).sum()) == min(above, 5), quantile
+    options: dict[str, Any] = {"filter_quantile": 0.01, "bar_quantile": 0.9}
+    for quantile in (0.9, 0.5, 0.33):
+        between = module.select_by_entropy(
+            p, top=1.0, filter_quantile=0.01, bar_quantile=quantile,
+            variant=variant(quantile="interpolated"),
+        )
+        assert torch.equal(between, p > torch.quantile(p, quantile))
+    tiny = torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]])
+    top_of_all = module.select_by_entropy(
+        tiny, top=1.0, filter_quantile=0.01, bar_quantile=1.0,
+        variant=variant(quantile="interpolated"),
+    )
+    assert not top_of_all.any()
+    # two neurons of two languages: the quantile lies between ranks, or at the very end
+    for quantile in (0.2, 0.5, 0.7, 0.99, 1.0):
+        found = module.select_by_entropy(
+            tiny, top=1.0, filter_quantile=0.01, bar_quantile=quantile,
+            variant=variant(quantile="interpolated"),
+        )
+        assert torch.equal(found, tiny > torch.quantile(tiny, quantile)), quantile
+    own = module.select_by_entropy(p, top=1.0, **options, variant=variant(pool="language"))
+    assert own.sum((1, 2)).tolist() == [100] * 7
+    layers = module.select_by_entropy(p, top=0.02, filter_quantile=0.01, bar_quantile=0.01,
+                                      variant=variant(scope="layer"))
+    assert layers.any(0).sum(1).tolist() == [5] * 4
+    cut = module.select_by_entropy(p, max_entropy=float(entropy.median()), filter_quantile=0.01,
+                                   bar_quantile=0.01)
+    assert torch.equal(cut.any(0), entropy <= entropy.median())
+    two = frequency([[0.9, 0.1, 0.1, 0.1], [0.8, 0.1, 0.1, 0.1], [0.0, 0.1, 0.1, 0.1]])
+    for assign, counts in (("above_bar", [1, 1, 0]), ("argmax", [1, 0, 0]),
+                           ("exclusive", [0, 0, 0])):
+        found = lape(two, top=0.25, filter_quantile=0.8, bar_quantile=0.8,
+                     variant=variant(assign=assign))
+        assert [len(s) for s in found.values()] == counts
+    alone = frequency([[0.9, 0.1], [0.1, 0.1]])
+    found = lape(alone, top=0.5, filter_quantile=0.7, bar_quantile=0.7,
+                 variant=variant(assign="exclusive"))
+    assert [len(s) for s in found.values()] == [1, 0]
+    few = frequency([[0.9, 0.2, 0.3, 0.1], [0.0, 0.2, 0.3, 0.1]])
+    loose: dict[str, Any] = {"top": 1.0, "filter_quantile": 0.9, "bar_quantile": 0.3}
+    assert len(lape(few, **loose).union()) == 1
+    assert len(lape(few, **loose, variant=variant(filtered="keep")).union()) > 1
+    assert len(lape(few, **loose, compat=True).union()) > 1
+    count = torch.tensor([[[2**25, 2**25 + 1]], [[2**25 + 1, 2**25]]])
+    close = Frequency(languages=("en", "fr"), count=count, n_tokens=torch.tensor([2**26] * 2))
+    half: dict[str, Any] = {"top": 1.0, "filter_quantile": 0.5, "bar_quantile": 0.5}
+    assert len(lape(close, **half).union()) == 2
+    assert len(lape(close, **half, compat=True).union()) == 0
+    assert list(lape(frequency([[0.5] * 4] * 3), compat=True)) == ["en"]
+    last = lape(frequency([[0.1, 0.1, 0.1, 0.9], [0.1] * 4]), top=0.25, filter_quantile=0.8,
+                bar_quantile=0.8, compat=True)
+    assert lists(last) == [[[3]]]
+    uneven = Frequency(
+        languages=("en", "fr"), count=torch.tensor([[[40, 5]], [[10, 30]]]),
+        n_tokens=torch.tensor([50, 1000]),
+    )
+    mine: dict[str, Any] = {"top": 1.0, "filter_quantile": 0.75, "bar_quantile": 0.75}
+    for compat in (False, True):
+        assert list(lape(uneven, **mine, compat=compat).union()) == [(MLP_POST, 0, 0)]
+    default = lape(golden("B")[0])
+    assert default.provenance["options"]["top"] == 0.01
+    assert default.provenance["options"]["filter_quantile"] == 0.95
+    assert default.provenance["options"]["bar_quantile"] == 0.95
+    assert torch.equal(
+        module.select_by_entropy(p), module.select_by_entropy(
+            p, top=0.01, filter_quantile=0.95, bar_quantile=0.95)
+    )
+    for wrong in ({"top": 0.0}, {"top": 1.2}, {"filter_quantile": 0.0}, {"filter_quantile": 1.2},
+                  {"bar_quantile": 0.0}, {"bar_quantile": 1.2}):
+        assert refuses(lambda wrong=wrong: lape(freq, **wrong))
+    assert not refuses(lambda: lape(freq, top=1.0, filter_quantile=1.0, bar_quantile=1.0))
+    assert refuses(lambda: lape(frequency([[0.4, 0.2]])))
+    assert not refuses(lambda: lape(freq, max_entropy=0.3, top=0.0))
+
+
+def battery_baselines(module: Any) -> None:
+    found = module.lap(frequency([[0.96, 0.95, 0.2], [0.1, 0.99, 0.97]]))
+    assert lists(found) == [[[0]], [[1, 2]]]
+    assert refuses(lambda: module.lap(frequency([[0.5]]), threshold=1.0))
+    assert refuses(lambda: module.lap(frequency([[0.5]]), threshold=-0.1))
+    assert not refuses(lambda: module.lap(frequency([[0.5]]), threshold=0.0))
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(4, 2, 400, generator=generator, dtype=torch.float64)
+    sums = Activations(
+        languages=LANGUAGES[:4], sum=mean * 10, sum_sq=mean.square() * 10,
+        n_tokens=torch.full((4,), 10),
+    )
+    from lens_lang.detect.lape import select_by_entropy
+
+    expected = select_by_entropy(mean.clamp(min=0))
+    assert expected.any()
+    for row, some in zip(expected, module.lave(sums).values(), strict=True):
+        assert torch.equal(some.masks[MLP_POST], row)
+    counts = {"en": 20, "zh": 0}
+    drawn = module.random_neurons(
+        ("en", "zh"), counts=counts, shape=(2, 10), generator=torch.Generator().manual_seed(0)
+    )
+    assert {lang: len(some) for lang, some in drawn.items()} == counts
+    for wrong in (21, -1):
+        assert refuses(
+            lambda wrong=wrong: module.random_neurons(
+                ("en",), counts={"en": wrong}, shape=(2, 10), generator=torch.Generator()
+            )
+        )
+    edge = module.lap(frequency([[0.951, 0.6, 0.95]])).provenance["options"]["threshold"]
+    assert edge == 0.95
+    assert module.lave(sums).provenance["options"] == {
+        "top": 0.01, "filter_quantile": 0.95, "bar_quantile": 0.95,
+    }
+    # in space="gate" the neurons were read before the activation function
+    assert module.lave(sums).provenance["read at"] == "mlp_pre"
+
+
+BATTERIES = {
+    "lens_lang.detect.lape": battery_lape,
+    "lens_lang.detect.baselines": battery_baselines,
+}
+
+def source_of(module: str) -> str:
+    return Path(str(import_module(module).__file__)).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("module", BATTERIES)
+def test_the_unchanged_source_passes(module: str) -> None:
+    BATTERIES[module](loaded(module, ast.parse(source_of(module))))
+
+
+@pytest.mark.parametrize("module", BATTERIES)
+def test_every_mutant_fails(module: str) -> None:
+    survivors = []
+    number = 0
+    for number, (change, tree) in enumerate(mutants(source_of(module)), 1):
+        try:
+            BATTERIES[module](loaded(module, tree))
+        except Exception:  # any failure kills a mutant: that is the point
+            continue
+        survivors.append(change)
+    assert number > 10
+    assert not survivors, f"{len(survivors)} of {number} mutants survive: {survivors}"

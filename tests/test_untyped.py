@@ -1,0 +1,58 @@
+"""Wrong words get a sentence from us, not a stack of somebody else's.
+
+The other tests run with annotations enforced, which refuse a wrong ``Literal`` before our own
+check can. Users run without, so this one does too.
+"""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PRELUDE = """
+import torch
+from lens_lang.corpora import Corpora
+from lens_lang.detect.lape import LapeVariant
+from lens_lang.evaluate.perplexity import perplexity_matrix
+from lens_lang.intervene import ablate, replace
+from lens_lang.neurons import LanguageNeurons, NeuronSet
+from lens_lang.sites import MLP_POST
+from lens_lang.stats import MeanActivation
+some = NeuronSet({MLP_POST: torch.eye(2, dtype=torch.bool)})
+"""
+
+CASES = {
+    "MeanActivation('gates')": "space must be gate, product or up, got 'gates'",
+    "LapeVariant(scope='world')": "scope must be model or layer, got 'world'",
+    "LapeVariant(assign='best')": "assign must be above_bar or argmax or exclusive, got 'best'",
+    "ablate(some, positions='last')": "positions must be one of all, prompt, new, got 'last'",
+    "replace(some, 1.0, space='up')": "space must be gate or product, got 'up'",
+    "LanguageNeurons({'en': some}).overlap('dice')": "measure must be count, jaccard",
+    "NeuronSet({MLP_POST: torch.zeros(3)})": "must be Bool[layer neuron], got torch.float32",
+    "Corpora.from_texts({'en': 'one string'}, object())": "no tokeniser",
+    "perplexity_matrix(None, None, {}, control_on='mine')": "control_on must be all or own",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, str]:
+    lines = [PRELUDE, "from lens_lang.errors import LensLangError"]
+    for expression in CASES:
+        lines.append(
+            textwrap.dedent(f"""
+            try:
+                {expression}
+            except LensLangError as error:
+                print({expression!r}, "=>", error)
+            """)
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True
+    )
+    return dict(line.split(" => ", 1) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("expression", CASES)
+def test_a_wrong_word_gets_one_sentence(expression: str, outcomes: dict[str, str]) -> None:
+    assert CASES[expression] in outcomes[expression]
