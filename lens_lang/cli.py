@@ -24,7 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 detect_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Find language neurons in a run folder's statistics."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Find language neurons in a run folder's statistics.",
 )
 app.add_typer(detect_app, name="detect")
 
@@ -84,14 +86,14 @@ def demo(
     ]
     _print(rows, as_json, "Nats per token that a language loses when neurons are off")
     if not as_json:
-        passed = [row["language"] for row in rows if row["passes"] == "yes"]
+        passed = sum(row["passes"] == "yes" for row in rows)
         _say(
-            f"{len(passed)} of {len(rows)} languages depend on their own neurons more than on any "
+            f"{passed} of {len(rows)} languages depend on their own neurons more than on any "
             "other's, and at least five times more than on random ones."
         )
         for row in rows:
             if row["passes"] == "no":
-                _say(f"  {row['language']}: {reasons[row['language']]}")
+                _say(f"  {row['language']}: {reasons[str(row['language'])]}")
         _say(f"Report: {result.page}")
 
 

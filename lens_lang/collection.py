@@ -192,7 +192,7 @@ class _Passes:
         counted = batch.mask.flatten().nonzero().flatten()
         everything = len(counted) == batch.mask.numel()
 
-        def read(activations: Tensor, hook: Any, site: Site, layer: int) -> None:  # noqa: ARG001
+        def read(activations: Tensor, hook: Any, site: Site, layer: int) -> None:
             flat = flat_neurons(activations, site).flatten(0, 1)
             if not everything:
                 flat = flat.index_select(0, counted.to(flat.device))
@@ -240,9 +240,7 @@ def _of_spec(sums: Sums, position: int) -> dict[str, Tensor]:
     }
 
 
-def _check_finite(
-    model: HookedModel, totals: Mapping[tuple[int, str], Tensor], lang: str
-) -> None:
+def _check_finite(model: HookedModel, totals: Mapping[tuple[int, str], Tensor], lang: str) -> None:
     for (layer, site), total in sorted(totals.items()):
         if not torch.isfinite(total):
             raise ActivationError(

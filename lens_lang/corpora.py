@@ -242,9 +242,7 @@ class Corpora:
         texts = {
             lang: read_documents(path, text_column=text_column) for lang, path in files.items()
         }
-        return cls.from_texts(
-            texts, model, ctx_len=ctx_len, tokens=tokens, bos=bos, pack=pack
-        )
+        return cls.from_texts(texts, model, ctx_len=ctx_len, tokens=tokens, bos=bos, pack=pack)
 
     @classmethod
     def from_hub(
@@ -609,5 +607,3 @@ def check_vocabulary(corpora: Corpora, d_vocab: int) -> None:
                 f"The text of {lang!r} has token id {largest}, but the model has only {d_vocab} "
                 "tokens: it was tokenised for another model"
             )
-
-

@@ -75,7 +75,7 @@ def run_demo(
     neurons = lape(freq)
     neurons.save(folder / "lape.safetensors")
     say(f"LAPE chose {len(neurons.union())} of {freq.count[0].numel():,} neurons.")
-    controls, control_on = (5, "all") if full else (2, "own")
+    controls = 5 if full else 2
     if not full:
         test = test.truncate(tokens=_QUICK_TOKENS)
     scored = sum(len(docs.tokens) for docs in test.documents.values())
@@ -89,7 +89,7 @@ def run_demo(
         test,
         {lang: ablate(found) for lang, found in neurons.items()},
         controls=controls,
-        control_on=control_on,
+        control_on="all" if full else "own",
         progress=progress,
     )
     matrix.save(folder / "perplexity.safetensors")

@@ -46,7 +46,7 @@ class UpProjection:
     layer: int
     held: list[Tensor] = field(default_factory=list, repr=False)
 
-    def __call__(self, values: Tensor, hook: Any = None) -> None:  # noqa: ARG002
+    def __call__(self, values: Tensor, hook: Any = None) -> None:
         """Keep the tensor until the edit takes it."""
         self.held[:] = [values]
 
@@ -85,7 +85,7 @@ class NeuronEdit:
     positions: Positions = "all"
     up: UpProjection | None = None
 
-    def __call__(self, activations: Tensor, hook: Any = None) -> Tensor | None:  # noqa: ARG002
+    def __call__(self, activations: Tensor, hook: Any = None) -> Tensor | None:
         """Return the activations with the chosen neurons changed; the input is left alone."""
         flat = activations.flatten(2)
         if flat.shape[-1] != self.width:
@@ -337,5 +337,3 @@ def _per_neuron(values: Values, site: Site, mask: Tensor) -> Float[Tensor, "laye
             f"the neurons at {site.name}, got shape {tuple(tensor.shape)}"
         )
     return tensor.expand(mask.shape)
-
-

@@ -77,7 +77,7 @@ def report(run_dir: str | Path) -> Path:
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     page = environment.from_string(template).render(
         title=f"Language neurons: {folder.name}",
-        sections=[section for section in _sections(results) if section is not None],
+        sections=_sections(results),
         downloads=[path.name for path in results],
         provenance=json.dumps(
             {path.name: result.provenance for path, result in results.items()},
@@ -148,20 +148,18 @@ def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
     return sentence[0].upper() + sentence[1:] + "." + because
 
 
-def _sections(results: Mapping[Path, Result]) -> list[Section | None]:
+def _sections(results: Mapping[Path, Result]) -> list[Section]:
     neurons = [result for result in results.values() if isinstance(result, LanguageNeurons)]
     found = neurons[0] if neurons else None
-    made: list[Section | None] = []
+    made: list[Section] = []
     for path, result in results.items():
+        if isinstance(result, LanguageNeurons):
+            made.append(_neurons(path.stem, result))
+    for result in results.values():
         if isinstance(result, PerplexityMatrix):
             made.append(_effect(result, found))
-        elif isinstance(result, LanguageNeurons):
-            made.append(_neurons(path.stem, result))
-    made.append(_measured(list(results.values())))
-    return sorted(
-        (section for section in made if section is not None),
-        key=lambda section: ("Neurons" not in section.title, "effect" not in section.title.lower()),
-    )
+    statistics = [r for r in results.values() if isinstance(r, Frequency | Activations)]
+    return [*made, *([_measured(statistics)] if statistics else [])]
 
 
 def _neurons(name: str, neurons: LanguageNeurons) -> Section:
@@ -253,10 +251,7 @@ def _effect(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) -> Sectio
     )
 
 
-def _measured(results: list[Result]) -> Section | None:
-    statistics = [r for r in results if isinstance(r, Frequency | Activations)]
-    if not statistics:
-        return None
+def _measured(statistics: list[Frequency | Activations]) -> Section:
     rows = [
         [lang, f"{int(n):,}"]
         for lang, n in zip(statistics[0].languages, statistics[0].n_tokens.tolist(), strict=True)

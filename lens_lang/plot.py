@@ -90,8 +90,8 @@ def overlap(
     )
     details = [
         [
-            f"{row} and {column}: {counts.loc[row, column]:.0f} in common, "
-            f"{expected.loc[row, column]:.2f} by chance"
+            f"{row} and {column}: {float(counts.at[row, column]):.0f} in common, "  # type: ignore[arg-type]
+            f"{float(expected.at[row, column]):.2f} by chance"  # type: ignore[arg-type]
             for column in names
         ]
         for row in names

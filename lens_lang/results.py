@@ -30,5 +30,7 @@ def load(path: str | Path) -> Result:
     """
     kind, _, _ = read_tensors(path)
     if kind not in _CLASSES:
-        raise StorageError(f"{path} holds a {kind!r}, no result to load{near_misses(kind, _CLASSES)}")
+        raise StorageError(
+            f"{path} holds a {kind!r}, no result to load{near_misses(kind, _CLASSES)}"
+        )
     return _CLASSES[kind].load(path)

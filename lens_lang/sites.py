@@ -11,7 +11,7 @@ down-projection (`MLP_POST`), whose sign says nothing about firing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -260,11 +260,8 @@ class _Stop(Exception):
 @contextmanager
 def _until_stopped(model: HookedModel, fwd_hooks: FwdHooks) -> Iterator[None]:
     """Attach hooks, and let `_Stop` end the forward pass quietly."""
-    with model.hooks(fwd_hooks=list(fwd_hooks)):
-        try:
-            yield
-        except _Stop:
-            pass
+    with model.hooks(fwd_hooks=list(fwd_hooks)), suppress(_Stop):
+        yield
 
 
 def run_until(
@@ -348,7 +345,7 @@ def preflight(model: HookedModel, sites: Sequence[Site]) -> dict[Site, int]:
     return widths
 
 
-def _ignore(values: Tensor, hook: Any) -> None:  # noqa: ARG001
+def _ignore(values: Tensor, hook: Any) -> None:
     """A hook that does nothing."""
 
 

@@ -85,6 +85,8 @@ class Spec(Protocol[ResultT]):
     A spec is a frozen dataclass: its fields are its options, and are recorded with the run.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     def bind(self, model: HookedModel) -> "BoundSpec[ResultT]":
         """Fit the spec to a model."""
         ...
@@ -94,7 +96,10 @@ class Spec(Protocol[ResultT]):
 class BoundSpec(Protocol[ResultT]):
     """A spec that knows its model: what it reads, how it sums, what it makes of the sums."""
 
-    sites: Sequence[Site]
+    @property
+    def sites(self) -> Sequence[Site]:
+        """What `update` must be given."""
+        ...
 
     def update(
         self, sums: Sums, layer: int, values: Mapping[Site, Float[Tensor, "token neuron"]]

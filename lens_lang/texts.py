@@ -154,5 +154,3 @@ def _parquet_rows(path: Path, text_column: str) -> Iterator[str]:
                     yield _field(row, text_column, str(path))
     except (pyarrow.ArrowException, OSError) as error:
         raise CorpusError(f"{path} is not a readable parquet file: {error}") from error
-
-

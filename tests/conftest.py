@@ -49,14 +49,24 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     ),
     "gpt2": lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
-            vocab_size=VOCAB, n_positions=128, n_embd=D_MODEL, n_layer=LAYERS, n_head=HEADS,
-            n_inner=D_MLP, bos_token_id=1, eos_token_id=2,
+            vocab_size=VOCAB,
+            n_positions=128,
+            n_embd=D_MODEL,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            n_inner=D_MLP,
+            bos_token_id=1,
+            eos_token_id=2,
         )
     ),
     "bloom": lambda: transformers.BloomForCausalLM(
         transformers.BloomConfig(
-            vocab_size=VOCAB, hidden_size=D_MODEL, n_layer=LAYERS, n_head=HEADS,
-            bos_token_id=1, eos_token_id=2,
+            vocab_size=VOCAB,
+            hidden_size=D_MODEL,
+            n_layer=LAYERS,
+            n_head=HEADS,
+            bos_token_id=1,
+            eos_token_id=2,
         )
     ),
     "opt": lambda: transformers.OPTForCausalLM(
@@ -95,9 +105,20 @@ def hooked_transformer() -> Any:
 
     torch.manual_seed(0)
     cfg = HookedTransformerConfig(
-        n_layers=LAYERS, d_model=D_MODEL, n_ctx=128, d_head=8, n_heads=HEADS, d_mlp=D_MLP,
-        n_key_value_heads=KV_HEADS, d_vocab=VOCAB, act_fn="silu", gated_mlp=True,
-        normalization_type="RMS", positional_embedding_type="rotary", rotary_dim=8, device="cpu",
+        n_layers=LAYERS,
+        d_model=D_MODEL,
+        n_ctx=128,
+        d_head=8,
+        n_heads=HEADS,
+        d_mlp=D_MLP,
+        n_key_value_heads=KV_HEADS,
+        d_vocab=VOCAB,
+        act_fn="silu",
+        gated_mlp=True,
+        normalization_type="RMS",
+        positional_embedding_type="rotary",
+        rotary_dim=8,
+        device="cpu",
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the class is, and we support it

@@ -35,7 +35,9 @@ from lens_lang.sites import (
 from lens_lang.stats import Activations
 
 
-def some_neurons(model: Any, site: Any = MLP_POST, *, share: float = 0.2, seed: int = 0) -> NeuronSet:
+def some_neurons(
+    model: Any, site: Any = MLP_POST, *, share: float = 0.2, seed: int = 0
+) -> NeuronSet:
     generator = torch.Generator().manual_seed(seed)
     shape = (n_layers(model), site_width(model, site))
     return NeuronSet({site: torch.rand(shape, generator=generator) < share})
@@ -300,9 +302,7 @@ class TestSteering:
 
     def test_means_of_the_up_projection_are_refused(self, llama: Any) -> None:
         with pytest.raises(OptionError, match="means of the up-projection"):
-            steer(
-                self.languages(llama), source="en", target="fr", mean=self.means(llama, "up")
-            )
+            steer(self.languages(llama), source="en", target="fr", mean=self.means(llama, "up"))
 
 
 class TestControls:
@@ -329,7 +329,9 @@ class TestControls:
         hooks = ablate(some_neurons(llama)) + scale(some_neurons(llama, seed=1), 2.0)
         control = matched_control(hooks, generator=torch.Generator().manual_seed(0))
         for layer in range(3):
-            edits = [e for _, e in hooks + control if isinstance(e, NeuronEdit) and e.layer == layer]
+            edits = [
+                e for _, e in hooks + control if isinstance(e, NeuronEdit) and e.layer == layer
+            ]
             originals = {i for edit in edits[:2] for i in edit.indices.tolist()}
             drawn = [i for edit in edits[2:] for i in edit.indices.tolist()]
             assert len(drawn) == len(set(drawn))
@@ -343,7 +345,9 @@ class TestControls:
 @pytest.mark.lane
 def test_neurons_of_another_model_are_refused(llama: Any) -> None:
     foreign = NeuronSet({MLP_POST: torch.ones(3, 50, dtype=torch.bool)})
-    with pytest.raises(ShapeError, match="with 50 neurons .* has 112: they belong to another model"):
+    with pytest.raises(
+        ShapeError, match="with 50 neurons .* has 112: they belong to another model"
+    ):
         run(llama, ablate(foreign))
 
 

@@ -30,7 +30,9 @@ def golden(name: str) -> tuple[Frequency, list[Any]]:
 
 def as_lists(neurons: LanguageNeurons) -> list[list[list[int]]]:
     """The layout of the released script: language, layer, sorted indices."""
-    return [[row.nonzero().flatten().tolist() for row in s.masks[MLP_POST]] for s in neurons.values()]
+    return [
+        [row.nonzero().flatten().tolist() for row in s.masks[MLP_POST]] for s in neurons.values()
+    ]
 
 
 def from_probability(probability: list[list[float]], n: int = 10_000) -> Frequency:
@@ -108,8 +110,10 @@ def test_a_probability_exactly_at_the_bar_is_not_above_it() -> None:
 
 def test_ranks_are_rounded_half_to_even_and_counted_from_one() -> None:
     values = torch.tensor([[[1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0]]])
-    bar = {q: select_by_entropy(values, top=1.0, filter_quantile=0.01, bar_quantile=q).sum().item()
-           for q in (0.01, 0.25, 0.4, 0.42, 0.75, 1.0)}
+    bar = {
+        q: select_by_entropy(values, top=1.0, filter_quantile=0.01, bar_quantile=q).sum().item()
+        for q in (0.01, 0.25, 0.4, 0.42, 0.75, 1.0)
+    }
     # 6 q = 0.06 -> rank 1, 1.5 -> 2, 2.4 -> 2, 2.52 -> 3, 4.5 -> 4, 6 -> 6; above it: 6 - rank
     assert bar == {0.01: 5, 0.25: 4, 0.4: 4, 0.42: 3, 0.75: 2, 1.0: 0}
 
@@ -152,8 +156,10 @@ def test_an_absolute_cut_ignores_the_share() -> None:
     freq, _ = golden("B")
     found = lape(freq, max_entropy=1.2, filter_quantile=0.5, bar_quantile=0.5)
     entropy = activation_entropy(freq)
-    expected = (entropy <= 1.2) & (freq.probability > freq.probability.flatten().kthvalue(
-        round(freq.probability.numel() * 0.5)).values).any(0)
+    expected = (entropy <= 1.2) & (
+        freq.probability
+        > freq.probability.flatten().kthvalue(round(freq.probability.numel() * 0.5)).values
+    ).any(0)
     assert torch.equal(found.union().masks[MLP_POST], expected)
 
 
@@ -161,13 +167,19 @@ def test_quantiles_may_be_each_languages_own_or_interpolated() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(3, 2, 50, generator=generator, dtype=torch.float64)
     values[2] *= 10
-    own = select_by_entropy(values, top=1.0, filter_quantile=0.9, bar_quantile=0.9,
-                            variant=LapeVariant(pool="language"))
+    own = select_by_entropy(
+        values, top=1.0, filter_quantile=0.9, bar_quantile=0.9, variant=LapeVariant(pool="language")
+    )
     assert own.sum((1, 2)).tolist() == [10, 10, 10]
     pooled = select_by_entropy(values, top=1.0, filter_quantile=0.9, bar_quantile=0.9)
     assert pooled.sum((1, 2)).tolist() == [0, 0, 30]
-    numpy_like = select_by_entropy(values, top=1.0, filter_quantile=0.01, bar_quantile=0.9,
-                                   variant=LapeVariant(quantile="interpolated"))
+    numpy_like = select_by_entropy(
+        values,
+        top=1.0,
+        filter_quantile=0.01,
+        bar_quantile=0.9,
+        variant=LapeVariant(quantile="interpolated"),
+    )
     assert torch.equal(numpy_like, values > torch.quantile(values, 0.9))
 
 
@@ -204,7 +216,12 @@ def test_selection_equals_a_literal_reading_of_the_paper(seed: int, k: int, top:
     freq = Frequency(languages=LANGUAGES[:k], count=count, n_tokens=torch.full((k,), 50))
     found = lape(freq, top=top, filter_quantile=0.8, bar_quantile=0.7)
 
-    p = {(x, l, j): count[x, l, j].item() / 50 for x in range(k) for l in range(2) for j in range(20)}
+    p = {
+        (x, layer, j): count[x, layer, j].item() / 50
+        for x in range(k)
+        for layer in range(2)
+        for j in range(20)
+    }
     ordered = sorted(p.values())
     theta, bar = (ordered[round(len(ordered) * q) - 1] for q in (0.8, 0.7))
     scores = []
@@ -295,6 +312,4 @@ class TestBaselines:
         assert draw(0) == draw(0)
         assert draw(0) != draw(1)
         with pytest.raises(OptionError, match="Cannot draw 21 of 20 neurons for 'en'"):
-            random_neurons(
-                ("en",), counts={"en": 21}, shape=(2, 10), generator=torch.Generator()
-            )
+            random_neurons(("en",), counts={"en": 21}, shape=(2, 10), generator=torch.Generator())

@@ -167,9 +167,7 @@ def test_a_planted_neuron_moves_exactly_the_planted_language() -> None:
     docs = Corpora.from_tokens({"xx": documents(mine), "yy": documents(theirs)})
     mask = torch.zeros(3, 112, dtype=torch.bool)
     mask[1, 17] = True
-    matrix = perplexity_matrix(
-        model, docs, {"xx": ablate(NeuronSet({MLP_POST: mask}))}, controls=4
-    )
+    matrix = perplexity_matrix(model, docs, {"xx": ablate(NeuronSet({MLP_POST: mask}))}, controls=4)
     assert matrix.delta_nll[0, 0] > 0.1
     assert matrix.delta_nll[0, 1] == 0
     assert matrix.ci[0, 0, 0] > 0
@@ -251,9 +249,7 @@ def test_controls_are_averaged_over_draws() -> None:
 
 
 def test_bytes_that_were_never_known_give_nan() -> None:
-    docs = DocumentNLL(
-        torch.ones(2, 1, dtype=torch.float64), torch.tensor([1]), torch.tensor([0])
-    )
+    docs = DocumentNLL(torch.ones(2, 1, dtype=torch.float64), torch.tensor([1]), torch.tensor([0]))
     matrix = by_hand([[1.0, 1.0]] * 2, documents={"en": docs})
     assert matrix.bits_per_byte.isnan().all()
 
@@ -261,9 +257,7 @@ def test_bytes_that_were_never_known_give_nan() -> None:
 def test_the_strongest_rival_is_named() -> None:
     matrix = by_hand([[20.0, 90.0], [20.0, 94.0], [20.0, 98.0]])
     docs = matrix.documents["en"]
-    matrix = dataclasses.replace(
-        matrix, languages=("en", "fr"), documents={"en": docs, "fr": docs}
-    )
+    matrix = dataclasses.replace(matrix, languages=("en", "fr"), documents={"en": docs, "fr": docs})
     row = matrix.selectivity().loc["en"]
     assert row["rival"] == "fr"
     assert row["rival_change"] == pytest.approx(0.2)
@@ -277,7 +271,10 @@ def test_frames_hold_every_cell(llama: Any, corpora: Corpora) -> None:
     )
     frame = matrix.to_frame()
     assert frame[["intervention", "language"]].to_numpy().tolist() == [
-        ["en", "en"], ["en", "fr"], ["x", "en"], ["x", "fr"]
+        ["en", "en"],
+        ["en", "fr"],
+        ["x", "en"],
+        ["x", "fr"],
     ]
     assert frame["delta_nll"].tolist() == pytest.approx(matrix.delta_nll.flatten().tolist())
     assert (frame["ci_low"] <= frame["delta_nll"]).all()

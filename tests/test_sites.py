@@ -71,7 +71,9 @@ def hf_activations(architecture: str) -> dict[tuple[str, int], torch.Tensor]:
     for layer, block in enumerate(blocks(model)):
         pre, up, down = names
         block.get_submodule(pre).register_forward_hook(partial(keep_output, key=("pre", layer)))
-        block.get_submodule(down).register_forward_pre_hook(partial(keep_input, key=("post", layer)))
+        block.get_submodule(down).register_forward_pre_hook(
+            partial(keep_input, key=("post", layer))
+        )
         if up:
             block.get_submodule(up).register_forward_hook(partial(keep_output, key=("up", layer)))
     with torch.inference_mode():
@@ -146,8 +148,12 @@ def test_gate_activation_refuses_a_model_without_gate(gpt2: Any) -> None:
 
 def test_gate_activation_refuses_an_unknown_function() -> None:
     config = transformers.LlamaConfig(
-        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=2, hidden_act="mish",
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        hidden_act="mish",
     )
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).eval()
@@ -250,8 +256,13 @@ def test_preflight_accepts_an_impostor_that_behaves() -> None:
 @pytest.mark.lane
 def test_mixtures_of_experts_are_refused() -> None:
     config = transformers.MixtralConfig(
-        vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=2,
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
     )
     model = bridge(transformers.MixtralForCausalLM(config))
     with pytest.raises(ModelError, match="mixture of experts"):

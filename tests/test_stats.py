@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lens_lang.errors import LanguageError, ShapeError, StorageError
 from lens_lang.sites import MLP_POST, MLP_PRE
-from lens_lang.stats import ActivationFrequency, Activations, Frequency, MeanActivation, Sums
+from lens_lang.stats import ActivationFrequency, Activations, Frequency, Sums
 
 LANGUAGES = ("en", "fr", "zh")
 

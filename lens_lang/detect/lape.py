@@ -239,9 +239,7 @@ def _threshold(
     return found[:, None, None]
 
 
-def _lowest(
-    entropy: Float[Tensor, "layer neuron"], share: float
-) -> Bool[Tensor, "layer neuron"]:
+def _lowest(entropy: Float[Tensor, "layer neuron"], share: float) -> Bool[Tensor, "layer neuron"]:
     """The round(n * share) lowest entropies; ties go to the lower layer, then index."""
     order = entropy.flatten().sort(stable=True).indices
     selected = torch.zeros(entropy.numel(), dtype=torch.bool)

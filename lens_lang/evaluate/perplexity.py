@@ -7,7 +7,7 @@ per token; bits per UTF-8 byte stand beside it, because tokenisers cut languages
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -510,7 +510,7 @@ def _batch_nll(
     targets = batch.tokens[rows, places]
     sums = torch.zeros(len(batch.tokens), dtype=torch.float64)
 
-    def read(resid: Tensor, hook: Any) -> None:  # noqa: ARG001
+    def read(resid: Tensor, hook: Any) -> None:
         # the token at a position is predicted one position before it
         before = resid[rows.to(resid.device), places.to(resid.device) - 1]
         nll = token_nll(model, before, targets.to(resid.device))
@@ -521,7 +521,7 @@ def _batch_nll(
         batch.tokens,
         attention_mask=batch.attention_mask,
         fwd_hooks=fwd_hooks,
-        readers=[(RESID_POST.at(n_layers(model) - 1), partial(read))],
+        readers=[(RESID_POST.at(n_layers(model) - 1), read)],
     )
     if not bool(torch.isfinite(sums).all()):
         raise ActivationError(
@@ -551,7 +551,8 @@ def token_nll(
     step = max(1, _CHUNK_LOGITS // int(model.cfg.d_vocab))
     cap = float(getattr(model.cfg, "output_logits_soft_cap", 0.0) or 0.0)
     found = []
-    for some, wanted in zip(resid.split(step), targets.split(step), strict=True):
+    for start in range(0, len(resid), step):
+        some, wanted = resid[start : start + step], targets[start : start + step]
         normed = model.ln_final(some[None])  # type: ignore[attr-defined]
         logits = model.unembed(normed)[0].float()  # type: ignore[attr-defined]
         if cap > 0:

@@ -1,0 +1,596 @@
+"""Each command does what its function does, and bad input is one sentence and exit code 2."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import typer
+from conftest import D_MLP, LAYERS, LetterTokenizer, hf_model
+
+from lens_lang import cli
+from lens_lang.detect.baselines import lap, lave
+from lens_lang.detect.lape import lape
+from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.models import bridge
+from lens_lang.neurons import LanguageNeurons
+from lens_lang.results import load
+from lens_lang.sites import MLP_POST
+from lens_lang.stats import Activations, Frequency
+
+HEAVY = ("torch", "transformer_lens", "transformers", "plotly", "circuitsvis", "pandas", "datasets")
+
+
+class Outcome(NamedTuple):
+    """What a shell would see of a command."""
+
+    code: Any
+    out: str
+    err: str
+
+
+def lens_lang(*arguments: Any) -> Outcome:
+    """Run a command as the installed script does, in this process."""
+    argv, excepthook = sys.argv, sys.excepthook
+    sys.argv = ["lens-lang", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+        code: Any = 0
+    except SystemExit as exit_:
+        code = exit_.code
+    finally:
+        sys.argv, sys.excepthook = argv, excepthook
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def done(*arguments: Any) -> str:
+    """Run a command that must succeed; return its stdout."""
+    outcome = lens_lang(*arguments)
+    assert outcome.code == 0, outcome
+    return outcome.out
+
+
+def refused(*arguments: Any) -> str:
+    """Run a command that must be refused with one sentence; return the sentence."""
+    code, out, err = lens_lang(*arguments)
+    assert (code, out) == (2, ""), (code, out, err)
+    assert err.startswith("lens-lang: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def squeezed(text: str) -> str:
+    """Text without white space, as tables wrap it anywhere."""
+    return "".join(text.split())
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of a printed table's body."""
+    return [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in text.splitlines()
+        if line.startswith("│")
+    ]
+
+
+@pytest.fixture(scope="module")
+def spelling_model() -> Any:
+    """A tiny model with a tokeniser of letters."""
+    model = bridge(hf_model("llama"))
+    model.tokenizer = LetterTokenizer()
+    return model
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name two small text files."""
+    folder = tmp_path_factory.mktemp("texts")
+    english, french = folder / "en.txt", folder / "fr.jsonl"
+    lines = [f"the quick brown fox number {n} jumps over it" for n in range(20)]
+    english.write_text("\n".join(lines))
+    rows = [{"body": f"le renard rapide et brun {n} saute", "text": "..."} for n in range(20)]
+    french.write_text("\n".join(json.dumps(row) for row in rows))
+    return ["--text", f"en={english}", "--text", f"French={french}", "--text-column", "body"]
+
+
+@pytest.fixture
+def tiny_model(spelling_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lens_lang.models.load_model", lambda name: spelling_model)
+
+
+@pytest.fixture(scope="module")
+def run_dir(
+    spelling_model: Any, texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A run folder that the commands have filled, one after another."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lens_lang.models.load_model", lambda name: spelling_model)
+        done("collect", folder, *texts, "--ctx-len", 32)
+        done("detect", "lape", folder, "--top", 0.05)
+        done("evaluate", folder, *texts, "--controls", 2)
+        done("report", folder)
+    yield folder
+
+
+# --- help ---
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    yield path, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*path, name))
+
+
+ALL_COMMANDS = dict(commands(typer.main.get_command(cli.app)))
+
+
+def test_there_is_one_verb_per_function() -> None:
+    assert set(ALL_COMMANDS) == {
+        (),
+        ("demo",),
+        ("collect",),
+        ("detect",),
+        ("detect", "lape"),
+        ("detect", "lap"),
+        ("detect", "lave"),
+        ("evaluate",),
+        ("report",),
+        ("info",),
+        ("convert",),
+    }
+
+
+@pytest.mark.parametrize("path", ALL_COMMANDS, ids=" ".join)
+def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
+    out = done(*path, "--help")
+    assert out.startswith(f"Usage: {' '.join(('lens-lang', *path))} ")
+    command = ALL_COMMANDS[path]
+    assert command.help
+    assert squeezed(command.help.splitlines()[0]) in squeezed(out)
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and parameter.name != "help":
+            assert parameter.opts[0] in out
+            assert parameter.help, f"{parameter.name} is not explained"
+
+
+def test_nothing_to_do_shows_the_help() -> None:
+    assert "Commands:" in "".join(lens_lang()[1:])
+    assert "Commands:" in "".join(lens_lang("detect")[1:])
+
+
+# --- start-up ---
+
+
+def heavy_modules_after(code: str) -> set[str]:
+    """The heavy packages that a fresh interpreter has loaded after some code."""
+    report = f"print('\\n' + repr(sorted({set(HEAVY)!r} & set(sys.modules))))"
+    program = f"import sys\ntry:\n    {code}\nfinally:\n    {report}"
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    return set(json.loads(finished.stdout.splitlines()[-1].replace("'", '"')))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import lens_lang.cli",
+        "sys.argv = ['lens-lang', '--help']; import lens_lang.cli; lens_lang.cli.main()",
+        "sys.argv = ['lens-lang', 'detect', 'lape', '--help']; import lens_lang.cli as c; c.main()",
+        "sys.argv = ['lens-lang', 'detect', 'nope']; import lens_lang.cli as c; c.main()",
+    ],
+)
+def test_the_command_line_answers_without_loading_anything_heavy(code: str) -> None:
+    assert heavy_modules_after(code) == set()
+
+
+def test_a_heavy_import_would_be_noticed() -> None:
+    assert "torch" in heavy_modules_after("import lens_lang.cli, lens_lang.neurons")
+
+
+def test_the_process_ends_with_the_code_and_the_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lens_lang.cli", "report", str(tmp_path / "nowhere")]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert finished.stderr == f"lens-lang: There is no run folder {tmp_path / 'nowhere'}\n"
+
+
+# --- detect, on statistics made by hand ---
+
+FREQUENCY = Frequency(
+    languages=("en", "fr"),
+    count=torch.tensor([[[50, 1, 30, 0]], [[0, 60, 31, 0]]]),
+    n_tokens=torch.tensor([100, 100]),
+    provenance={"model": "by hand"},
+)
+ACTIVATIONS = Activations(
+    languages=("en", "fr"),
+    sum=torch.tensor([[[90.0, 1.0, 30.0, -5.0]], [[0.0, 60.0, 31.0, 0.0]]], dtype=torch.float64),
+    sum_sq=torch.full((2, 1, 4), 100.0, dtype=torch.float64),
+    n_tokens=torch.tensor([100, 100]),
+)
+
+
+@pytest.fixture
+def by_hand(tmp_path: Path) -> Path:
+    FREQUENCY.save(tmp_path / "frequency.safetensors")
+    ACTIVATIONS.save(tmp_path / "activations.safetensors")
+    return tmp_path
+
+
+LENIENT = ["--top", 0.5, "--filter-quantile", 0.5, "--bar-quantile", 0.5]
+DETECTORS = {
+    "lape": (LENIENT, lape(FREQUENCY, top=0.5, filter_quantile=0.5, bar_quantile=0.5)),
+    "lap": (["--threshold", 0.3], lap(FREQUENCY, threshold=0.3)),
+    "lave": (["--top", 0.5], lave(ACTIVATIONS, top=0.5)),
+}
+
+
+@pytest.mark.parametrize("method", DETECTORS)
+def test_detect_keeps_and_shows_what_the_function_finds(method: str, by_hand: Path) -> None:
+    options, expected = DETECTORS[method]
+    assert len(expected.union()) > 0
+    path = by_hand / f"{method}.safetensors"
+    out = done("detect", method, by_hand, *options)
+    found = load(path)
+    assert isinstance(found, LanguageNeurons)
+    assert found == expected
+    assert found.provenance["method"] == method
+    assert found.provenance["options"] == expected.provenance["options"]
+    assert table_rows(out) == [[lang, str(len(some))] for lang, some in expected.items()]
+    title = f"{len(expected.union())} distinct neurons, in {path}"
+    assert squeezed(title) in squeezed(out)
+
+
+@pytest.mark.parametrize("method", DETECTORS)
+def test_detect_prints_json_for_machines(method: str, by_hand: Path) -> None:
+    options, expected = DETECTORS[method]
+    assert json.loads(done("detect", method, by_hand, *options, "--json")) == [
+        {"language": lang, "neurons": len(some)} for lang, some in expected.items()
+    ]
+
+
+def test_compat_reaches_the_method(by_hand: Path) -> None:
+    done("detect", "lape", by_hand, *LENIENT, "--compat")
+    found = LanguageNeurons.load(by_hand / "lape.safetensors")
+    assert found.provenance["options"]["compat"] is True
+    assert found.provenance["options"]["numerics"] == "float32"
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="bug: rich reads a path's brackets as markup"
+)
+def test_a_folder_with_brackets_in_its_name_is_named_whole(by_hand: Path) -> None:
+    folder = by_hand / "[bold]"
+    folder.mkdir()
+    FREQUENCY.save(folder / "frequency.safetensors")
+    assert squeezed(str(folder)) in squeezed(done("detect", "lap", folder))
+
+
+# --- convert ---
+
+
+def test_convert_there_and_back_keeps_every_neuron(tmp_path: Path) -> None:
+    published = [[torch.tensor([3, 300]), torch.tensor([7])], [torch.tensor([3]), torch.tensor([])]]
+    torch.save(published, tmp_path / "a.neuron.pth")
+    out = done("convert", tmp_path / "a.neuron.pth", tmp_path / "b.st", "--languages", "en, zh")
+    assert "en 3, zh 1; 3 distinct" in out
+    ours = LanguageNeurons.load(tmp_path / "b.st")
+    assert ours.languages == ("en", "zh")
+    assert ours["en"].indices(MLP_POST).tolist() == [[0, 3], [0, 300], [1, 7]]
+    out = done("convert", tmp_path / "b.st", tmp_path / "c.pth")
+    assert f"{tmp_path / 'c.pth'}: LanguageNeurons(" in out
+    back = torch.load(tmp_path / "c.pth", weights_only=True)
+    assert [[x.tolist() for x in lang] for lang in back] == [[[3, 300], [7]], [[3], []]]
+
+
+def test_convert_refuses_what_it_cannot_turn(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.pth", tmp_path / "b.safetensors"
+    torch.save([[torch.tensor([3])], [torch.tensor([4])]], source)
+    assert "--languages is needed" in refused("convert", source, target)
+    assert "--languages is needed" in refused("convert", source, target, "--languages", " , ")
+    assert "has 2 languages, but 3 names" in refused(
+        "convert", source, target, "--languages", "en,zh,fr"
+    )
+    assert "given twice: en" in refused("convert", source, target, "--languages", "en,en")
+    assert "no neuron file" in refused(
+        "convert", tmp_path / "x.pth", target, "--languages", "en,zh"
+    )
+    assert "There is no file" in refused("convert", tmp_path / "x.safetensors", tmp_path / "y.pth")
+    assert "not a readable safetensors file" in refused(
+        "convert", source.rename(tmp_path / "a.pt"), target
+    )
+    assert not target.exists()
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("method", ["lape", "lap", "lave"])
+def test_detect_without_statistics_names_the_missing_file(method: str, tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    assert f"There is no file {missing}" in refused("detect", method, missing)
+    assert not missing.exists()
+
+
+def test_a_detector_that_does_not_exist_is_a_usage_error() -> None:
+    code, out, err = lens_lang("detect", "lope", "runs/x")
+    assert (code, out) == (2, "")
+    assert "No such command 'lope'" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--top", 2], "top is a share of all neurons, above 0 and at most 1, got 2.0"),
+        (["--filter-quantile", 0], "filter_quantile must lie above 0"),
+        (["--bar-quantile", 1.5], "bar_quantile must lie above 0 and at most at 1, got 1.5"),
+    ],
+)
+def test_impossible_options_are_refused(options: list[Any], sentence: str, by_hand: Path) -> None:
+    assert sentence in refused("detect", "lape", by_hand, *options)
+    assert not (by_hand / "lape.safetensors").exists()
+
+
+def test_a_word_in_place_of_a_number_is_a_usage_error(by_hand: Path) -> None:
+    code, _, err = lens_lang("detect", "lape", by_hand, "--top", "many")
+    assert code == 2
+    assert "--top" in err
+    assert "Traceback" not in err
+
+
+def test_a_neuron_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    sentence = refused("evaluate", tmp_path, "--neurons", "lope")
+    assert f"There is no file {tmp_path / 'lope.safetensors'}" in sentence
+
+
+def test_a_statistic_in_place_of_neurons_is_refused(by_hand: Path) -> None:
+    sentence = refused("evaluate", by_hand, "--neurons", "frequency")
+    assert "holds a Frequency, not a LanguageNeurons" in sentence
+
+
+def test_reports_of_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    assert "There is no run folder" in refused("report", tmp_path / "nowhere")
+    assert "holds no result to report" in refused("report", tmp_path)
+
+
+def test_a_model_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    assert "There is no model folder" in refused("info", tmp_path / "nowhere")
+
+
+@pytest.mark.usefixtures("tiny_model")
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--text", "fr.txt"], "--text takes LANGUAGE=FILE, once per language, got 'fr.txt'"),
+        (["--text", "fr=a.txt", "--text", "fr=b.txt"], "once per language, got 'fr=b.txt'"),
+        (["--text", "fr=nowhere.txt"], "There is no text file nowhere.txt"),
+        (["--text", "fr=a.pdf"], "Cannot read text from a.pdf"),
+        (["--text", "qqqq=a.txt"], "No language is called 'qqqq'"),
+        (["--text", "=a.txt"], "No language is called ''"),
+        (["--text", "Frenhc=a.txt"], "did you mean 'French'?"),
+    ],
+)
+def test_text_that_cannot_be_read_is_refused(
+    options: list[str], sentence: str, tmp_path: Path
+) -> None:
+    assert sentence in refused("collect", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("tiny_model")
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--shard", "1"], "--shard takes INDEX/COUNT, such as 0/4, got '1'"),
+        (["--shard", "a/b"], "--shard takes INDEX/COUNT"),
+        (["--shard=-1/2"], "--shard takes INDEX/COUNT"),
+        (["--shard", "3/2"], "Share 3 of 2 does not exist"),
+        (["--shard", "0/0"], "Share 0 of 0 does not exist"),
+        (["--shard", "7/8"], "Share 7 of 8 has no batch of en, fr"),
+        (["--ctx-len", "1"], "ctx_len must be at least 2 tokens"),
+        (["--ctx-len", "100000"], "fewer than one row"),
+        (["--tokens", "0"], "tokens must be at least 1"),
+        (["--text-column", "bodi"], "has no column 'bodi'; did you mean 'body'?"),
+        pytest.param(
+            ["--batch-size", "0"],
+            "batch_size must be at least 1",
+            marks=pytest.mark.xfail(
+                strict=True, raises=ZeroDivisionError, reason="bug: n_batches divides by it"
+            ),
+        ),
+    ],
+)
+def test_impossible_ways_to_collect_are_refused(
+    options: list[str], sentence: str, texts: list[str], tmp_path: Path
+) -> None:
+    assert sentence in refused("collect", tmp_path / "run", *texts, *options)
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_another_run_in_the_same_folder_is_refused(run_dir: Path, texts: list[str]) -> None:
+    sentence = refused("collect", run_dir, *texts, "--ctx-len", 16)
+    assert "holds another run: corpora.ctx_len was 32 and is now 16" in sentence
+
+
+def test_an_interrupted_command_ends_with_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lens_lang.models.load_model", interrupt)
+    assert lens_lang("info").code == 130
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="bug: typer catches Ctrl-C before main does"
+)
+def test_an_interrupted_command_says_that_it_can_be_continued(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lens_lang.models.load_model", interrupt)
+    assert lens_lang("info").err == (
+        "lens-lang: interrupted; the same command continues from here\n"
+    )
+
+
+# --- with a model, from text to report ---
+
+
+def test_the_whole_path_leaves_every_result_in_the_run_folder(run_dir: Path) -> None:
+    kinds = {path.name: type(load(path)) for path in run_dir.glob("*.safetensors")}
+    assert kinds == {
+        "frequency.safetensors": Frequency,
+        "activations.safetensors": Activations,
+        "lape.safetensors": LanguageNeurons,
+        "perplexity.safetensors": PerplexityMatrix,
+    }
+    assert (run_dir / "report.html").stat().st_size > 1_000_000  # plotly is inside
+
+
+def test_collect_counts_the_text_it_was_given(run_dir: Path) -> None:
+    freq = Frequency.load(run_dir / "frequency.safetensors")
+    assert freq.languages == ("en", "fr")
+    assert freq.count.shape == (2, LAYERS, D_MLP)
+    # full rows of 31 letters after BOS; the longer column of the file would be fewer letters
+    lengths = [
+        sum(len(f"the quick brown fox number {n} jumps over it") for n in range(20)),
+        sum(len(f"le renard rapide et brun {n} saute") for n in range(20)),
+    ]
+    assert freq.n_tokens.tolist() == [length - length % 31 for length in lengths]
+
+
+def test_detected_neurons_are_those_of_the_function(run_dir: Path) -> None:
+    freq = Frequency.load(run_dir / "frequency.safetensors")
+    found = LanguageNeurons.load(run_dir / "lape.safetensors")
+    assert found == lape(freq, top=0.05)
+    assert len(found.union()) == round(0.05 * LAYERS * D_MLP)
+
+
+def test_evaluate_measures_every_language_document_by_document(run_dir: Path) -> None:
+    matrix = PerplexityMatrix.load(run_dir / "perplexity.safetensors")
+    assert matrix.interventions == matrix.languages == ("en", "fr")
+    assert matrix.n_controls == 2
+    # controls were measured on the intervention's own language only
+    assert torch.isfinite(matrix.control).tolist() == [[True, False], [False, True]]
+    assert {lang: len(docs.n_tokens) for lang, docs in matrix.documents.items()} == {
+        "en": 20,
+        "fr": 20,
+    }
+    assert bool((matrix.delta_nll.diagonal() != 0).all())
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_evaluate_prints_its_table_as_json(run_dir: Path, texts: list[str], tmp_path: Path) -> None:
+    copy = tmp_path / "lape.safetensors"
+    copy.write_bytes((run_dir / "lape.safetensors").read_bytes())
+    options = ["--controls", 1, "--all-controls", "--tokens", 200]
+    rows = json.loads(done("evaluate", tmp_path, *texts, *options, "--json"))
+    assert [(row["intervention"], row["language"]) for row in rows] == [
+        ("en", "en"),
+        ("en", "fr"),
+        ("fr", "en"),
+        ("fr", "fr"),
+    ]
+    matrix = PerplexityMatrix.load(tmp_path / "perplexity.safetensors")
+    assert [row["delta_nll"] for row in rows] == pytest.approx(
+        matrix.delta_nll.flatten().tolist(), abs=5e-5
+    )
+    assert bool(torch.isfinite(matrix.control).all())
+
+
+def refuse_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+@pytest.mark.usefixtures("tiny_model")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="bug: json.dumps writes NaN, which is no JSON"
+)
+def test_controls_that_were_not_measured_are_still_json(run_dir: Path, texts: list[str]) -> None:
+    out = done("evaluate", run_dir, *texts, "--controls", 1, "--json")
+    json.loads(out, parse_constant=refuse_constant)
+
+
+@pytest.mark.usefixtures("tiny_model")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="bug: 80 columns cut eleven columns to three letters"
+)
+def test_a_table_in_a_pipe_is_not_cut(run_dir: Path, texts: list[str]) -> None:
+    out = done("evaluate", run_dir, *texts, "--controls", 1)
+    assert "…" not in out
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_evaluate_without_controls_says_only_what_was_measured(
+    run_dir: Path, texts: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "lape.safetensors").write_bytes((run_dir / "lape.safetensors").read_bytes())
+    done("evaluate", tmp_path, *texts, "--controls", 0)
+    assert PerplexityMatrix.load(tmp_path / "perplexity.safetensors").n_controls == 0
+    assert done("report", tmp_path).strip() == str(tmp_path / "report.html")
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_shares_of_two_machines_add_up_to_the_whole(
+    run_dir: Path, texts: list[str], tmp_path: Path
+) -> None:
+    parts = []
+    for index in (0, 1):
+        out = tmp_path / str(index)
+        outcome = lens_lang("collect", out, *texts, "--ctx-len", 32, "--shard", f"{index}/2")
+        assert outcome.code == 0
+        assert outcome.err.endswith(f"Statistics of 2 languages are in {out}\n")
+        parts.append(Frequency.load(out / "frequency.safetensors"))
+    whole = Frequency.load(run_dir / "frequency.safetensors")
+    assert torch.equal((parts[0] + parts[1]).count, whole.count)
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_without_text_the_sample_is_read(tmp_path: Path) -> None:
+    done("collect", tmp_path / "run", "--tokens", 200, "--ctx-len", 32)
+    freq = Frequency.load(tmp_path / "run" / "frequency.safetensors")
+    assert freq.languages == ("en", "de", "es", "fr", "id", "ja", "ru", "vi", "zh")
+    assert freq.n_tokens.tolist() == [186] * 9  # six rows of 31
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_info_says_what_is_seen_of_a_model() -> None:
+    found = json.loads(done("info", "--json"))
+    assert (found["layers"], found["gated"]) == (LAYERS, True)
+    assert found["neurons per layer"]["mlp_post"] == D_MLP
+    assert found["tokeniser"] == "LetterTokenizer"
+    rows = dict(table_rows(done("info")))
+    assert rows["layers"] == str(LAYERS)
+    assert rows["neurons per layer mlp_post"] == str(D_MLP)
+    assert rows["versions torch"] == torch.__version__
+
+
+def test_demo_tells_its_story_on_stderr_and_its_table_on_stdout(
+    spelling_model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("lens_lang.demo.load_model", lambda name: spelling_model)
+    code, out, err = lens_lang("demo", "--out", tmp_path, "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert [row["language"] for row in rows] == [
+        *("en", "de", "es", "fr", "id", "ja", "ru", "vi", "zh")
+    ]
+    found = LanguageNeurons.load(tmp_path / "lape.safetensors")
+    assert [row["neurons"] for row in rows] == [len(some) for some in found.values()]
+    assert f"LAPE chose {len(found.union())} of {LAYERS * D_MLP} neurons." in err
+    assert (tmp_path / "report.html").is_file()

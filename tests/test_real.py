@@ -1,0 +1,117 @@
+"""The whole path on the packaged Gemma 3 270M and the sample text: the claim is the test."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lens_lang.collection import collect
+from lens_lang.corpora import Corpora
+from lens_lang.demo import DemoResult, run_demo
+from lens_lang.detect.lape import lape
+from lens_lang.intervene import ablate, steer
+from lens_lang.neurons import random_like
+from lens_lang.results import load
+from lens_lang.sites import MLP_POST
+from lens_lang.stats import ActivationFrequency, Activations, Frequency
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def demo(gemma: Any, tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    """The demo, as `lens-lang demo` runs it."""
+    return run_demo(tmp_path_factory.mktemp("demo"), model=gemma, progress=False)
+
+
+@pytest.mark.lane
+def test_lape_is_the_same_from_one_pass_and_from_shares(gemma: Any, demo: DemoResult) -> None:
+    """Also the agreement of lanes: both must choose the neurons that the digest names."""
+    train, _ = Corpora.sample(gemma).split(0.8, seed=0)
+    some = train.truncate(tokens=1100)
+    whole = collect(gemma, some, ActivationFrequency(), progress=False)
+    halves = [
+        collect(gemma, some.sharded(i, 2), ActivationFrequency(), progress=False) for i in (0, 1)
+    ]
+    joined = halves[0] + halves[1]
+    assert torch.equal(joined.count, whole.count)
+    assert lape(joined) == lape(whole)
+
+
+def test_most_languages_depend_on_their_own_neurons_and_on_no_others(demo: DemoResult) -> None:
+    table = demo.matrix.selectivity()
+    passed = table["specific"] & table["beyond_chance"]
+    assert passed.sum() >= 6, table.to_string()
+    assert (table["control"].abs() < 0.1).all(), table.to_string()
+
+
+def test_the_selection_is_one_percent_and_shared_like_the_languages(demo: DemoResult) -> None:
+    assert len(demo.neurons.union()) == round(0.01 * 18 * 2048)
+    overlap = demo.neurons.overlap("count")
+    expected = demo.neurons.overlap("expected")
+    for pair in (("es", "fr"), ("ja", "zh")):  # ancestry; script
+        assert overlap.loc[pair] > 5 * expected.loc[pair]
+
+
+def test_the_report_names_every_language_and_why_some_fail(demo: DemoResult) -> None:
+    page = demo.page.read_text(encoding="utf-8")
+    for lang in demo.neurons.languages:
+        assert f"<td>{lang}</td>" in page
+    table = demo.matrix.selectivity()
+    failed = ~(table["specific"] & table["beyond_chance"])
+    assert page.count("<td>no</td>") == failed.sum()
+
+
+def test_everything_in_the_run_folder_loads(demo: DemoResult) -> None:
+    folder = demo.page.parent
+    kinds = {path.stem: type(load(path)) for path in folder.glob("*.safetensors")}
+    assert kinds["frequency"] is Frequency
+    assert kinds["activations"] is Activations
+    assert load(folder / "lape.safetensors") == demo.neurons
+
+
+@pytest.mark.lane
+def test_generation_under_hooks_is_what_hugging_face_does_with_edited_weights(gemma: Any) -> None:
+    """Greedy text with French neurons off, against zeroed columns of the down-projection."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(18, 2048, generator=generator) < 0.02
+    from lens_lang.neurons import NeuronSet
+
+    neurons = NeuronSet({MLP_POST: mask})
+    tokens = torch.tensor([[2, *gemma.tokenizer("Le chat", add_special_tokens=False)["input_ids"]]])
+    options = {"max_new_tokens": 8, "do_sample": False, "verbose": False, "return_type": "tokens"}
+    with gemma.hooks(fwd_hooks=ablate(neurons)):
+        hooked = gemma.generate(tokens, stop_at_eos=False, **options)
+    kept = []
+    with torch.no_grad():
+        for layer in range(18):
+            weight = gemma.blocks[layer].mlp.W_out  # a view of the parameter: (neuron, d_model)
+            kept.append(weight[mask[layer]].clone())
+            weight[mask[layer]] = 0
+    edited = gemma.generate(tokens, stop_at_eos=False, **options)
+    with torch.no_grad():
+        for layer in range(18):
+            gemma.blocks[layer].mlp.W_out[mask[layer]] = kept[layer]
+    plain = gemma.generate(tokens, stop_at_eos=False, **options)
+    assert torch.equal(hooked, edited)
+    assert not torch.equal(hooked, plain)
+
+
+def test_steering_reaches_the_output(gemma: Any, demo: DemoResult, tmp_path: Path) -> None:
+    """Not a claim about language, which needs many prompts: only that the hooks run and act."""
+    mean = Activations.load(demo.page.parent / "activations.safetensors")
+    hooks = steer(demo.neurons, source="en", target="fr", mean=mean)
+    tokens = torch.tensor([[2, *gemma.tokenizer("The cat", add_special_tokens=False)["input_ids"]]])
+    with torch.inference_mode():
+        steered = gemma.run_with_hooks(tokens, fwd_hooks=hooks)
+        plain = gemma(tokens)
+    assert torch.isfinite(steered).all()
+    assert not torch.allclose(steered, plain, atol=0.1)
+
+
+def test_controls_match_the_languages_neurons(demo: DemoResult) -> None:
+    for found in demo.neurons.values():
+        control = random_like(found, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(control.per_layer(MLP_POST), found.per_layer(MLP_POST))
+        assert len(control & found) == 0
