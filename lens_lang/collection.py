@@ -32,7 +32,14 @@ from lens_lang.sites import (
     run_until,
 )
 from lens_lang.stats import BoundSpec, ResultT, Spec, Sums
-from lens_lang.storage import read_json, read_tensors, versions, write_json, write_tensors
+from lens_lang.storage import (
+    read_json,
+    read_tensors,
+    remove_leftovers,
+    versions,
+    write_json,
+    write_tensors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -319,6 +326,7 @@ class _RunFolder:
         if not file.exists():
             write_json(file, description)
             return
+        remove_leftovers(self.path)
         begun = read_json(file)
         differences = [
             f"{key} was {before!r} and is now {now!r}"

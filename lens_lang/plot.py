@@ -193,6 +193,7 @@ def _heat_map(
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13},
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "gray", "activecolor": "gray"},
     )
     # Names of languages and layers are labels, not numbers on a scale.
     figure.update_xaxes(type="category", gridcolor=_AXIS)

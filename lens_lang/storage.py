@@ -5,10 +5,9 @@ Nothing here can run code from a file: no pickle, no eval.
 """
 
 import json
-import os
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         StorageError: The file cannot be written.
     """
     path = Path(path)
-    temporary: Path | None = None
+    # Not mkstemp, whose files only their owner may read: run folders are shared on clusters.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
         yield temporary
         temporary.replace(path)
     except OSError as error:
@@ -68,8 +65,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
             "untouched"
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it may never have come to be, and the error above says why
+            temporary.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left half-written in a folder that is this process's own."""
+    for part in folder.rglob(".*.part"):
+        part.unlink()
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -514,7 +514,7 @@ def _batch_nll(
         # the token at a position is predicted one position before it
         before = resid[rows.to(resid.device), places.to(resid.device) - 1]
         nll = token_nll(model, before, targets.to(resid.device))
-        sums.index_add_(0, rows, nll.double().cpu())
+        sums.index_add_(0, rows, nll.cpu().double())
 
     run_until(
         model,
