@@ -5,6 +5,8 @@ code 2 and one sentence. Nothing heavy is imported until a command needs it.
 """
 
 import json
+import math
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,18 +46,29 @@ _Column = Annotated[str, typer.Option(help="Column that holds the text.")]
 _Top = Annotated[float, typer.Option(help="Share of all neurons to select.")]
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C, under a name that typer does not catch before we can say what it means."""
+
+
+def _interrupt(signum: int, frame: Any) -> None:  # noqa: ARG001
+    raise _Interrupted
+
+
 def main() -> None:
     """Run the command line."""
     from lens_lang.errors import LensLangError
 
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except LensLangError as error:
         sys.stderr.write(f"lens-lang: {error}\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("lens-lang: interrupted; the same command continues from here\n")
+    except _Interrupted:
+        sys.stderr.write("lens-lang: interrupted; the same command continues from what was saved\n")
         raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @app.command()
@@ -113,9 +126,9 @@ def collect(
     from lens_lang.models import load_model
     from lens_lang.stats import ActivationFrequency, MeanActivation
 
+    share, files = _share(shard), _files(text)  # before the model: a typo should cost no minute
     loaded = load_model(model)
-    corpora = _corpora(loaded, text, ctx_len, tokens, text_column)
-    corpora = corpora.sharded(*_share(shard))
+    corpora = _corpora(loaded, files, ctx_len, tokens, text_column).sharded(*share)
     collection.collect(
         loaded,
         corpora,
@@ -194,9 +207,9 @@ def evaluate(
     from lens_lang.models import load_model
     from lens_lang.neurons import LanguageNeurons
 
-    found = LanguageNeurons.load(run_dir / f"{neurons}.safetensors")
+    found, files = LanguageNeurons.load(run_dir / f"{neurons}.safetensors"), _files(text)
     loaded = load_model(model)
-    held_out = _corpora(loaded, text, 512, tokens, text_column, part=1)
+    held_out = _corpora(loaded, files, 512, tokens, text_column, part=1)
     matrix = perplexity_matrix(
         loaded,
         held_out,
@@ -257,9 +270,26 @@ def convert(
     _out(f"{target}: {neurons!r}")
 
 
+def _files(text: list[str] | None) -> dict[str, str | Path]:
+    """LANGUAGE=FILE pairs, checked as far as that is possible without a model."""
+    from lens_lang.languages import language_tag
+    from lens_lang.texts import check_text_file
+
+    files: dict[str, str | Path] = {}
+    for pair in text or []:
+        lang, equals, path = pair.partition("=")
+        if not equals or lang in files:
+            raise _bad(f"--text takes LANGUAGE=FILE, once per language, got {pair!r}")
+        language_tag(lang)
+        files[lang] = path
+    for file in files.values():
+        check_text_file(file)
+    return files
+
+
 def _corpora(
     model: Any,
-    text: list[str] | None,
+    files: dict[str, str | Path],
     ctx_len: int,
     tokens: int | None,
     text_column: str,
@@ -268,15 +298,9 @@ def _corpora(
     """The text named on the command line, or a part of the sample: 0 to search, 1 to judge."""
     from lens_lang.corpora import Corpora
 
-    if not text:
+    if not files:
         sample = Corpora.sample(model, ctx_len=ctx_len).split(0.8, seed=0)[part]
         return sample if tokens is None else sample.truncate(tokens=tokens)
-    files: dict[str, str | Path] = {}
-    for pair in text:
-        lang, equals, path = pair.partition("=")
-        if not equals or lang in files:
-            raise _bad(f"--text takes LANGUAGE=FILE, once per language, got {pair!r}")
-        files[lang] = path
     # Text to judge on is read document by document, however short.
     return Corpora.from_files(
         files, model, ctx_len=ctx_len, text_column=text_column, tokens=tokens, pack=part == 0
@@ -317,18 +341,27 @@ def _out(line: str) -> None:
 
 def _print(rows: list[dict[Any, Any]], as_json: bool, title: str) -> None:
     if as_json:
-        _out(json.dumps(rows, ensure_ascii=False))
+        finite = [
+            {
+                key: None if isinstance(x, float) and not math.isfinite(x) else x
+                for key, x in r.items()
+            }
+            for r in rows
+        ]
+        _out(json.dumps(finite, ensure_ascii=False, allow_nan=False))
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left")
+    table = Table(title=Text(title) if title else None, title_justify="left")
     for column in rows[0]:
         numeric = isinstance(rows[0][column], int | float)
         table.add_column(str(column), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console(highlight=False).print(table)
+        table.add_row(*(Text(str(value)) for value in row.values()))
+    # Whoever reads a pipe has no width to fit.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
 
 
 if __name__ == "__main__":

@@ -447,6 +447,7 @@ class Corpora:
 
     def n_batches(self, batch_size: int) -> dict[str, int]:
         """Return how many batches each language has in this shard."""
+        _check_batch_size(batch_size)
         index, count = self.shard
         totals = {}
         for lang, docs in self.documents.items():
@@ -466,8 +467,7 @@ class Corpora:
         Yields:
             Batches of one language each, always the same ones in the same order.
         """
-        if batch_size < 1:
-            raise OptionError(f"batch_size must be at least 1, got {batch_size}")
+        _check_batch_size(batch_size)
         index, count = self.shard
         for lang, docs in self.documents.items():
             rows = self._rows(docs)
@@ -580,6 +580,11 @@ def _tokenise(tokenizer: Any, texts: Iterable[str], limit: int | None, lang: str
 def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     # verbose=False: a document longer than the model's context is no mistake here, rows cut it
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise OptionError(f"batch_size must be at least 1, got {batch_size}")
 
 
 def _cut(docs: Documents, limit: int) -> Documents:

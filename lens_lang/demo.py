@@ -52,7 +52,7 @@ def run_demo(
         run_dir: Folder for the results and the report.
         model: The model; None loads the packaged one.
         full: Judge on all held-out text, with five controls on every language, rather than on
-            320 tokens a language, with two controls on the language itself.
+            320 tokens a language, with three controls on the language itself.
         say: Called with each line of the story.
         progress: Show bars on stderr when that is a terminal.
 
@@ -75,7 +75,7 @@ def run_demo(
     neurons = lape(freq)
     neurons.save(folder / "lape.safetensors")
     say(f"LAPE chose {len(neurons.union())} of {freq.count[0].numel():,} neurons.")
-    controls = 5 if full else 2
+    controls = 5 if full else 3
     if not full:
         test = test.truncate(tokens=_QUICK_TOKENS)
     scored = sum(len(docs.tokens) for docs in test.documents.values())

@@ -7,6 +7,7 @@ counted.
 """
 
 import pickle
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from lens_lang.languages import distinct_languages
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.sites import MLP_POST, Site
 from lens_lang.storage import replacing
+
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_WIDEST = 2**24
+"""More neurons than any layer has: an index above it is damage, not a neuron."""
 
 
 def read(
@@ -51,15 +56,17 @@ def read(
     if not path.is_file():
         raise StorageError(f"There is no neuron file {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the protocol of old files
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise StorageError(
             f"{path} is not a plain file of tensors; it was not opened further, because it could "
             f"run code: {str(error).splitlines()[0]}"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can fail in any way at all
         raise StorageError(
-            f"{path} is truncated or no torch file: {str(error).splitlines()[0]}"
+            f"{path} is truncated or no torch file: {type(error).__name__} {error}".splitlines()[0]
         ) from error
     layers = _checked(content, path)
     names = distinct_languages(languages)
@@ -99,8 +106,8 @@ def write(neurons: LanguageNeurons, path: str | Path, *, site: Site = MLP_POST) 
     """
     content = []
     for found in neurons.values():
-        mask = found.masks[site]
-        content.append([row.nonzero().flatten() for row in mask])
+        members, sizes = found.indices(site)[:, 1], found.per_layer(site).tolist()
+        content.append([layer.clone() for layer in torch.split(members, sizes)])
     with replacing(path) as part:
         torch.save(content, part)
 
@@ -110,14 +117,23 @@ def _checked(content: Any, path: Path) -> list[list[Tensor]]:
     problem = ""
     if not isinstance(content, list) or not content:
         problem = "a list over languages is expected"
-    elif not all(isinstance(lang, list) and len(lang) == len(content[0]) for lang in content):
+    elif not all(
+        isinstance(lang, list) and lang and len(lang) == len(content[0]) for lang in content
+    ):
         problem = "every language needs a list over the same number of layers"
     elif not all(isinstance(x, Tensor) and x.ndim == 1 for lang in content for x in lang):
         problem = "every layer needs a one-dimensional tensor of indices"
-    elif any(x.is_floating_point() and len(x) for lang in content for x in lang):
+    elif any(x.dtype not in _WHOLE and len(x) for lang in content for x in lang):
         problem = "indices must be whole numbers"
-    elif any(bool((x < 0).any()) for lang in content for x in lang):
-        problem = "an index is negative"
+    elif outside := [
+        int(end)
+        for lang in content
+        for x in lang
+        if len(x)
+        for end in (x.min(), x.max())
+        if not 0 <= int(end) < _WIDEST
+    ]:
+        problem = f"{outside[0]} is no index of a neuron"
     if problem:
         raise StorageError(f"{path} is not a file of language neurons: {problem}")
     return [[x.long() for x in lang] for lang in content]

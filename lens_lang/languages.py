@@ -33,6 +33,10 @@ def language_tag(name: str) -> str:
             language = langcodes.Language.get(langcodes.standardize_tag(name))
         else:
             language = langcodes.find(name)
+            # find() guesses at any word; only a language's real name will do.
+            names = (language.display_name("en"), language.autonym())
+            if name.casefold() not in (known.casefold() for known in names):
+                raise LookupError(name)
     except (LookupError, ValueError):
         common = ("English", "German", "Spanish", "French", "Indonesian", "Japanese", "Russian")
         raise LanguageError(

@@ -101,7 +101,8 @@ class NeuronSet:
         import pandas as pd
 
         rows = [(site.name, layer, index) for site, layer, index in self]
-        return pd.DataFrame(rows, columns=["site", "layer", "neuron"])
+        frame = pd.DataFrame(rows, columns=["site", "layer", "neuron"])
+        return frame.astype({"layer": "int64", "neuron": "int64"})
 
     def __len__(self) -> int:
         return sum(int(mask.sum()) for mask in self.masks.values())
@@ -338,7 +339,7 @@ class LanguageNeurons(Mapping[str, NeuronSet]):
         _, header, tensors = read_tensors(path, cls.__name__)
         try:
             sets = {}
-            for position, lang in enumerate(header["languages"]):
+            for position, lang in enumerate(distinct_languages(header["languages"])):
                 masks: dict[Site, Tensor] = {}
                 for name, shape in header["shapes"].items():
                     one = NeuronSet.from_indices(
@@ -349,7 +350,7 @@ class LanguageNeurons(Mapping[str, NeuronSet]):
                     masks.update(one.masks)
                 sets[str(lang)] = NeuronSet(masks)
             provenance = dict(header["provenance"])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise StorageError(f"{path} is damaged: {error}") from error
         provenance.pop("saved_with", None)
         return cls(sets, provenance)

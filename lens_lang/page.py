@@ -120,14 +120,15 @@ def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
     count = len(neurons[lang]) if neurons is not None and lang in neurons.languages else None
     few = count is not None and count < _FEW
     reasons = []
+    beaten = bool(row["rival"]) and row["rival_change"] >= max(row["own"], 0.005)
     if not row["specific"]:
         reasons.append(
             f"the neurons of {row['rival']} hurt it more ({row['rival_change']:+.2f} nats)"
-            if row["rival"] and row["rival_change"] >= row["own"]
+            if beaten
             else "its own neurons do not hurt it"
         )
     if not row["beyond_chance"]:
-        reasons.append("its own effect is less than five times that of random neurons")
+        reasons.append("its own effect does not stand out from that of random neurons")
     because = ""
     if few:
         because = (
@@ -135,7 +136,7 @@ def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
             "counts as a language's own only if few other languages use it; a language that the "
             "model uses for all of them has few left."
         )
-    elif neurons is not None and row["rival"] in neurons.languages and not row["specific"]:
+    elif neurons is not None and count is not None and beaten and row["rival"] in neurons.languages:
         common = len(neurons[lang] & neurons[str(row["rival"])])
         because = (
             f" Plausible: {common} of its {count} neurons are also among the "
@@ -149,8 +150,10 @@ def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
 
 
 def _sections(results: Mapping[Path, Result]) -> list[Section]:
-    neurons = [result for result in results.values() if isinstance(result, LanguageNeurons)]
-    found = neurons[0] if neurons else None
+    neurons = {
+        path.stem: result for path, result in results.items() if isinstance(result, LanguageNeurons)
+    }
+    found = neurons.get("lape") or next(iter(neurons.values()), None)
     made: list[Section] = []
     for path, result in results.items():
         if isinstance(result, LanguageNeurons):
@@ -210,7 +213,7 @@ def _effect(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) -> Sectio
                 str(lang),
                 _interval(row["own"], row["own_low"], row["own_high"]),
                 _interval(row["control"], row["control_low"], row["control_high"]),
-                f"{row['rival']} {row['rival_change']:+.3f}",
+                f"{row['rival']} {row['rival_change']:+.3f}" if row["rival"] else "",
                 _interval(row["selectivity"], row["selectivity_low"], row["selectivity_high"]),
                 "yes" if row["specific"] and row["beyond_chance"] else "no",
                 why_not(row, neurons),
@@ -221,7 +224,7 @@ def _effect(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) -> Sectio
         text.append(
             f"{passed} of {len(table)} languages pass: no other language's neurons hurt them as "
             "much as their own do, and their own hurt them at least five times more than as many "
-            "random neurons of the same layers."
+            "random neurons of the same layers, beyond where one more random set is expected."
         )
     scored = ", ".join(
         f"{lang} {int(docs.n_tokens.sum())} in {len(docs.n_tokens)}"
@@ -229,8 +232,8 @@ def _effect(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) -> Sectio
     )
     text.append(
         "Changes of negative log-likelihood in nats per token, with 95 % intervals from a paired "
-        f"bootstrap over documents; {matrix.n_controls} random controls per intervention. Tokens "
-        f"scored, and documents: {scored}."
+        f"bootstrap over documents; for the {matrix.n_controls} random controls per intervention, "
+        f"where one more would lie. Tokens scored, and documents: {scored}."
     )
     return Section(
         title="Effect of switching them off",
@@ -267,4 +270,6 @@ def _measured(statistics: list[Frequency | Activations]) -> Section:
 
 
 def _interval(value: float, low: float, high: float) -> str:
+    if value != value:  # not measured
+        return ""
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"

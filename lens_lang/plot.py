@@ -132,11 +132,11 @@ def perplexity_matrix(matrix: PerplexityMatrix) -> "go.Figure":
         delta,
         labels,
         list(matrix.languages),
-        text=[[f"{value:+.2f}" for value in line] for line in delta.tolist()],
+        text=[["" if x != x else f"{x:+.2f}" for x in line] for line in delta.tolist()],
         hover="%{customdata}<extra></extra>",
         title="Change of NLL in nats per token (row: intervention, column: language read)",
     )
-    bound = float(delta.abs().max()) or 1.0
+    bound = float(delta.nan_to_num().abs().max()) or 1.0  # a control may not be measured
     figure.update_traces(
         customdata=hover,
         colorscale="RdBu_r",
@@ -155,8 +155,8 @@ def _control_row(matrix: PerplexityMatrix) -> tuple[Float[Tensor, "lang"], list[
     for j, lang in enumerate(matrix.languages):
         own = lang in matrix.interventions
         rows = [matrix.interventions.index(lang)] if own else list(range(len(control)))
-        values.append(control[rows, j].mean())
-        low, high = ci[rows, j].mean(0).tolist()
+        values.append(control[rows, j].nanmean())
+        low, high = ci[rows, j].nanmean(0).tolist()
         notes.append(
             f"{matrix.n_controls} random sets as large as {lang if own else 'the others'}, "
             f"{lang} read: {values[-1]:+.3f} nats/token [{low:+.3f}, {high:+.3f}]"

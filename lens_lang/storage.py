@@ -122,7 +122,10 @@ def write_tensors(
     about = {"format_version": FORMAT_VERSION, "class": kind, "header": header}
     # One entry, because safetensors shuffles several: equal results are equal files.
     metadata = {FORMAT: json.dumps(about, ensure_ascii=False)}
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    # Cloned, because safetensors refuses tensors that share memory.
+    contiguous = {
+        name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()
+    }
     with replacing(path) as part:
         try:
             part.write_bytes(save(contiguous, metadata))

@@ -17,6 +17,30 @@ from lens_lang.errors import CorpusError, near_misses
 KINDS = (".txt", ".jsonl", ".csv", ".parquet")
 
 
+def check_text_file(path: str | Path) -> str:
+    """Return the kind of a text file, without reading it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One of `KINDS`.
+
+    Raises:
+        CorpusError: There is no such file, or it is of another kind.
+    """
+    path = Path(path)
+    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if kind not in KINDS or (kind == ".parquet" and path.suffix == ".gz"):
+        raise CorpusError(
+            f"Cannot read text from {path}: its name must end in {', '.join(KINDS)} (all but the "
+            "last also with .gz)"
+        )
+    if not path.is_file():
+        raise CorpusError(f"There is no text file {path}")
+    return kind
+
+
 def read_documents(path: str | Path, *, text_column: str = "text") -> Iterator[str]:
     """Yield the documents of one file, without those that are blank.
 
@@ -31,15 +55,7 @@ def read_documents(path: str | Path, *, text_column: str = "text") -> Iterator[s
         CorpusError: The file is missing, damaged, of another kind, not UTF-8, or has no such
             column. The message names the line.
     """
-    path = Path(path)
-    kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if kind not in KINDS or (kind == ".parquet" and path.suffix == ".gz"):
-        raise CorpusError(
-            f"Cannot read text from {path}: its name must end in {', '.join(KINDS)} (all but the "
-            "last also with .gz)"
-        )
-    if not path.is_file():
-        raise CorpusError(f"There is no text file {path}")
+    kind, path = check_text_file(path), Path(path)
     rows = (
         _parquet_rows(path, text_column)
         if kind == ".parquet"

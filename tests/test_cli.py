@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -269,9 +270,6 @@ def test_compat_reaches_the_method(by_hand: Path) -> None:
     assert found.provenance["options"]["numerics"] == "float32"
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="bug: rich reads a path's brackets as markup"
-)
 def test_a_folder_with_brackets_in_its_name_is_named_whole(by_hand: Path) -> None:
     folder = by_hand / "[bold]"
     folder.mkdir()
@@ -405,13 +403,7 @@ def test_text_that_cannot_be_read_is_refused(
         (["--ctx-len", "100000"], "fewer than one row"),
         (["--tokens", "0"], "tokens must be at least 1"),
         (["--text-column", "bodi"], "has no column 'bodi'; did you mean 'body'?"),
-        pytest.param(
-            ["--batch-size", "0"],
-            "batch_size must be at least 1",
-            marks=pytest.mark.xfail(
-                strict=True, raises=ZeroDivisionError, reason="bug: n_batches divides by it"
-            ),
-        ),
+        pytest.param(["--batch-size", "0"], "batch_size must be at least 1"),
     ],
 )
 def test_impossible_ways_to_collect_are_refused(
@@ -426,27 +418,17 @@ def test_another_run_in_the_same_folder_is_refused(run_dir: Path, texts: list[st
     assert "holds another run: corpora.ctx_len was 32 and is now 16" in sentence
 
 
-def test_an_interrupted_command_ends_with_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(name: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("lens_lang.models.load_model", interrupt)
-    assert lens_lang("info").code == 130
-
-
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="bug: typer catches Ctrl-C before main does"
-)
-def test_an_interrupted_command_says_that_it_can_be_continued(
+def test_an_interrupted_command_says_so_and_ends_with_code_130(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupt(name: str) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("lens_lang.models.load_model", interrupt)
-    assert lens_lang("info").err == (
-        "lens-lang: interrupted; the same command continues from here\n"
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(
+        "lens_lang.models.load_model", lambda name: signal.raise_signal(signal.SIGINT)
     )
+    done = lens_lang("info")
+    assert done.code == 130
+    assert done.err == "lens-lang: interrupted; the same command continues from what was saved\n"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # --- with a model, from text to report ---
@@ -524,9 +506,6 @@ def refuse_constant(name: str) -> None:
 
 
 @pytest.mark.usefixtures("tiny_model")
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="bug: json.dumps writes NaN, which is no JSON"
-)
 def test_controls_that_were_not_measured_are_still_json(found_dir: Path, texts: list[str]) -> None:
     options = ["--controls", 1, "--tokens", 60]
     out = done("evaluate", found_dir, *texts, *options, "--json")
@@ -534,9 +513,6 @@ def test_controls_that_were_not_measured_are_still_json(found_dir: Path, texts: 
 
 
 @pytest.mark.usefixtures("tiny_model")
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="bug: 80 columns cut eleven columns to three letters"
-)
 def test_a_table_in_a_pipe_is_not_cut(found_dir: Path, texts: list[str]) -> None:
     out = done("evaluate", found_dir, *texts, "--controls", 1, "--tokens", 60)
     assert "…" not in out

@@ -31,6 +31,8 @@ from lens_lang.evaluate.significance import (
     bootstrap_ratio,
     bootstrap_weights,
     percentile_interval,
+    prediction_interval,
+    student_quantile,
 )
 from lens_lang.intervene import ablate
 from lens_lang.models import bridge
@@ -243,8 +245,10 @@ def test_the_interval_holds_every_resample_of_two_documents() -> None:
 def test_controls_are_averaged_over_draws() -> None:
     matrix = by_hand([[20.0, 90.0], [30.0, 120.0], [20.0, 94.0], [24.0, 90.0]], n_controls=2)
     assert matrix.control.item() == pytest.approx((4 / 40 + 4 / 40) / 2)
-    # the extremes: one document twice, and twice the draw that does, or does not, move it
-    assert matrix.control_ci[0, 0].tolist() == pytest.approx([0.0, 8 / 20])
+    # both draws change the whole by 0.1, so what is left is the choice of documents
+    low, high = matrix.control_ci[0, 0].tolist()
+    assert low + high == pytest.approx(0.2)
+    assert high - low > 0.5  # Student's quantile for two draws is 12.7
     assert matrix.selectivity().loc["en", "ratio"] == pytest.approx(1.0 / 0.1)
 
 
@@ -355,6 +359,32 @@ class TestBootstrap:
             low, high = percentile_interval(ratios).tolist()
             covered += low <= 1.0 <= high
         assert 0.88 <= covered / 200 <= 0.99
+
+    @pytest.mark.parametrize(
+        ("level", "degrees", "expected"),
+        [(0.95, 1, 12.706), (0.95, 2, 4.303), (0.95, 3, 3.182), (0.95, 4, 2.776),
+         (0.95, 10, 2.228), (0.9, 5, 2.015), (0.99, 7, 3.499), (0.95, 120, 1.980)],
+    )  # fmt: skip
+    def test_students_quantiles_are_those_of_the_tables(
+        self, level: float, degrees: int, expected: float
+    ) -> None:
+        assert student_quantile(level, degrees) == pytest.approx(expected, abs=6e-4)
+
+    @pytest.mark.parametrize("draws", [2, 3, 5, 20])
+    def test_one_more_draw_lies_where_it_was_predicted(self, draws: int) -> None:
+        generator = torch.Generator().manual_seed(draws)
+        values = torch.randn(4000, draws + 1, generator=generator) * 0.3 + 1
+        ends = prediction_interval(values[:, :draws], torch.zeros(4000))
+        covered = (ends[:, 0] <= values[:, -1]) & (values[:, -1] <= ends[:, 1])
+        assert 0.935 < covered.float().mean() < 0.965
+
+    def test_the_choice_of_documents_widens_the_prediction(self) -> None:
+        draws = torch.tensor([0.1, 0.2, 0.3])
+        narrow = prediction_interval(draws, torch.tensor(0.0))
+        wide = prediction_interval(draws, torch.tensor(0.1))
+        assert wide[0] < narrow[0] < narrow[1] < wide[1]
+        assert prediction_interval(draws[:1], torch.tensor(0.0)).isnan().all()
+        assert prediction_interval(torch.zeros(1), torch.tensor(0.0)).tolist() == [0.0, 0.0]
 
     def test_an_impossible_level_is_refused(self) -> None:
         with pytest.raises(OptionError, match="between 0 and 1, got 95"):

@@ -198,7 +198,6 @@ def test_a_language_without_neurons_of_its_own_shows_the_mean_of_all_controls() 
     assert "as large as the others" in cells(figure).customdata[-1][2]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: NaN of controls that were not run reaches the colours")
 def test_a_language_without_any_control_leaves_its_cell_blank_and_the_colours_alone() -> None:
     changes = {"zh": CHANGES["zh"], "en": CHANGES["en"]}
     own = {"zh": {"zh": [0.2]}, "en": {"en": [0.1]}}  # control_on="own", and fr has no neurons

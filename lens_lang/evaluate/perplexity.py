@@ -18,7 +18,12 @@ from tqdm.auto import tqdm
 
 from lens_lang.corpora import Corpora, TokenBatch, check_vocabulary
 from lens_lang.errors import ActivationError, CorpusError, OptionError, StorageError
-from lens_lang.evaluate.significance import bootstrap_ratio, bootstrap_weights, percentile_interval
+from lens_lang.evaluate.significance import (
+    bootstrap_ratio,
+    bootstrap_weights,
+    percentile_interval,
+    prediction_interval,
+)
 from lens_lang.intervene import matched_control
 from lens_lang.languages import find_language
 from lens_lang.sites import (
@@ -130,7 +135,7 @@ class PerplexityMatrix:
 
     @cached_property
     def control_ci(self) -> Float[Tensor, "intervention lang 2"]:
-        """95 % interval of `control`, over documents and over draws of neurons together."""
+        """Where the effect of one more random set lies with 95 % probability."""
         return self.control_interval()
 
     def interval(
@@ -155,7 +160,10 @@ class PerplexityMatrix:
     def control_interval(
         self, *, level: float = 0.95, resamples: int = _RESAMPLES, seed: int = 0
     ) -> Float[Tensor, "intervention lang 2"]:
-        """Return intervals of `control`: documents and draws of neurons are drawn again.
+        """Return where the effect of one more random set of neurons is expected.
+
+        What an intervention has to leave behind to be more than chance: a prediction interval
+        over the random sets that were drawn, widened by the choice of documents.
 
         Args:
             level: Probability to cover.
@@ -166,15 +174,10 @@ class PerplexityMatrix:
         for lang in self.languages:
             generator = torch.Generator().manual_seed(seed)
             docs, weights = self._resampling(lang, resamples, generator)
-            change = self._control_rows(lang) - docs.nll[0]
+            change = (self._control_rows(lang) - docs.nll[0]).mean(1)
             resampled = bootstrap_ratio(change, docs.n_tokens.double(), weights)
-            draws = torch.randint(
-                max(self.n_controls, 1), (resamples, self.n_controls), generator=generator
-            )
-            picked = resampled.movedim(1, -1).gather(
-                -1, draws.expand(len(self.interventions), -1, -1)
-            )
-            columns.append(percentile_interval(picked.mean(-1), level=level))
+            draws = self._control_deltas(lang)
+            columns.append(prediction_interval(draws, resampled.std(-1), level=level))
         return torch.stack(columns, dim=1)
 
     def selectivity(self) -> "pd.DataFrame":
@@ -186,8 +189,9 @@ class PerplexityMatrix:
             with its interval, ``rival``: the intervention of another language that hurts this
             one most and its change, ``control`` with its interval, ``ratio``: own / |control|.
             ``specific``: no rival hurts the language as much; ``beyond_chance``: own is at least
-            five times the control; ``fair_control``: the control's interval covers zero, or
-            stays within 0.02 nats of it.
+            five times the mean control, and its interval lies above the control's;
+            ``fair_control``: the control's interval covers zero, or stays within 0.02 nats of
+            it.
         """
         import pandas as pd
 
@@ -314,7 +318,7 @@ class PerplexityMatrix:
             "control_high": control_high,
             "ratio": own / abs(control) if control else float("nan"),
             "specific": own > max(rivals.values(), default=0.0) and own > 0,
-            "beyond_chance": own >= 5 * abs(control) and own > 0,
+            "beyond_chance": own >= 5 * abs(control) and float(ci[row, column, 0]) > control_high,
             "fair_control": control_low <= 0 <= control_high
             or max(abs(control_low), abs(control_high)) <= 0.02,
         }

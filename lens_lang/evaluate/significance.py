@@ -5,6 +5,8 @@ documents are drawn again, with replacement, in pairs. Tokens of one document ar
 independent, which is why documents and not tokens are drawn.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,6 +54,82 @@ def bootstrap_ratio(
     return (values.double() @ weights.T) / (weights @ sizes.double())
 
 
+def student_quantile(level: float, degrees: int) -> float:
+    """Return t such that a Student variable lies between -t and t with probability `level`.
+
+    From the finite series of its distribution for whole degrees of freedom, by bisection.
+
+    Args:
+        level: Probability of the interval.
+        degrees: Degrees of freedom, at least 1.
+
+    Returns:
+        The quantile; infinity is never reached for levels below 1.
+
+    Example:
+        >>> round(student_quantile(0.95, 4), 3)
+        2.776
+    """
+    low, high = 0.0, 1.0
+    while _student_within(high, degrees) < level:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _student_within(middle, degrees) >= level else (middle, high)
+    return high
+
+
+def _student_within(t: float, degrees: int) -> float:
+    """P(-t < T < t); Abramowitz and Stegun (1964), 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(degrees))
+    odd = degrees % 2
+    term = math.cos(angle) if odd else 1.0
+    series = term if degrees > 1 else 0.0
+    for k in range(3 if odd else 2, degrees - 1, 2):
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+        series += term
+    series *= math.sin(angle)
+    return 2 / math.pi * (angle + series) if odd else series
+
+
+def prediction_interval(
+    draws: Float[Tensor, "... draw"],
+    standard_error: Float[Tensor, "..."],
+    *,
+    level: float = 0.95,
+) -> Float[Tensor, "... 2"]:
+    """Return where the effect of one more random draw is expected, on other documents.
+
+    mean +- t * sqrt(s^2 * (1 + 1/n) + standard_error^2), with s the standard deviation of the n
+    draws and t Student's quantile for n - 1 degrees of freedom. A few draws say little about
+    their spread, and the interval says so by being wide; resampling them would hide it.
+
+    Args:
+        draws: The effect of each draw, such as one random set of neurons.
+        standard_error: Of the mean effect, from the choice of documents.
+        level: Probability that the interval is to cover.
+
+    Returns:
+        Lower and upper end; NaN for fewer than two draws, unless none of them has any effect.
+
+    Example:
+        >>> prediction_interval(torch.tensor([0.0, 0.2]), torch.tensor(0.0), level=0.5).tolist()
+        [-0.07320508, 0.27320508]
+    """
+    _check_level(level)
+    n = draws.shape[-1]
+    mean, spread = draws.mean(-1), draws.std(-1) if n > 1 else draws.mean(-1) * math.nan
+    spread = torch.where((draws == 0).all(-1), torch.zeros_like(mean), spread)
+    t = student_quantile(level, max(n - 1, 1))
+    half = t * (spread.square() * (1 + 1 / max(n, 1)) + standard_error.square()).sqrt()
+    return torch.stack([mean - half, mean + half], dim=-1)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise OptionError(f"level is a probability between 0 and 1, got {level}")
+
+
 def percentile_interval(
     resampled: Float[Tensor, "... resample"], *, level: float = 0.95
 ) -> Float[Tensor, "... 2"]:
@@ -68,7 +146,6 @@ def percentile_interval(
         >>> percentile_interval(torch.arange(101.0).double(), level=0.9).tolist()
         [5.0, 95.0]
     """
-    if not 0 < level < 1:
-        raise OptionError(f"level is a probability between 0 and 1, got {level}")
+    _check_level(level)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     return torch.quantile(resampled.double(), ends, dim=-1).movedim(0, -1)
