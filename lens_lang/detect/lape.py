@@ -97,7 +97,7 @@ def entropy_over_languages(
     """
     share = values / values.sum(0)
     share = torch.where(values.sum(0) > 0, share, torch.zeros_like(share))
-    return -torch.special.xlogy(share, share).sum(0)
+    return torch.special.entr(share).sum(0)
 
 
 def lape(

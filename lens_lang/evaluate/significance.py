@@ -113,8 +113,9 @@ def prediction_interval(
         Lower and upper end; NaN for fewer than two draws, unless none of them has any effect.
 
     Example:
-        >>> prediction_interval(torch.tensor([0.0, 0.2]), torch.tensor(0.0), level=0.5).tolist()
-        [-0.07320508, 0.27320508]
+        >>> ends = prediction_interval(torch.tensor([0.0, 0.2]), torch.tensor(0.0), level=0.5)
+        >>> [round(end, 3) for end in ends.tolist()]
+        [-0.073, 0.273]
     """
     _check_level(level)
     n = draws.shape[-1]
@@ -143,8 +144,8 @@ def percentile_interval(
         Lower and upper end.
 
     Example:
-        >>> percentile_interval(torch.arange(101.0).double(), level=0.9).tolist()
-        [5.0, 95.0]
+        >>> percentile_interval(torch.arange(101.0), level=0.5).tolist()
+        [25.0, 75.0]
     """
     _check_level(level)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
