@@ -120,14 +120,8 @@ class Corpora:
         if self.pack and self.ctx_len is None:
             raise OptionError("Packing needs ctx_len, the number of tokens in a row")
         for lang, documents in self.documents.items():
-            n_tokens = len(documents.tokens)
-            if n_tokens == 0:
+            if len(documents.tokens) == 0:
                 raise CorpusError(f"The text of {lang!r} is empty")
-            if self.pack and n_tokens < self.row_tokens:
-                raise CorpusError(
-                    f"{lang!r} has {n_tokens} tokens, fewer than one row of {self.row_tokens}: "
-                    "give more text, a smaller ctx_len, or pack=False"
-                )
         object.__setattr__(self, "documents", MappingProxyType(dict(self.documents)))
 
     @classmethod
@@ -167,7 +161,8 @@ class Corpora:
                 raise CorpusError(f"The documents of {lang!r} contain a negative token id")
             joined[lang] = Documents.join(pieces, [0] * len(pieces))
         pack = ctx_len is not None if pack is None else pack
-        return cls(joined, ctx_len=ctx_len, bos_id=bos_id, count_bos=count_bos, pack=pack)
+        corpora = cls(joined, ctx_len=ctx_len, bos_id=bos_id, count_bos=count_bos, pack=pack)
+        return corpora._with_full_rows()
 
     @classmethod
     def from_texts(
@@ -206,7 +201,8 @@ class Corpora:
             tag: _tokenise(tokenizer, docs, tokens, tag)
             for tag, docs in zip(tags, texts.values(), strict=True)
         }
-        return cls(documents, ctx_len=ctx_len, bos_id=_bos_id(model, bos), pack=pack)
+        corpora = cls(documents, ctx_len=ctx_len, bos_id=_bos_id(model, bos), pack=pack)
+        return corpora._with_full_rows()
 
     @classmethod
     def from_files(
@@ -399,7 +395,7 @@ class Corpora:
             Both parts, in the same layout.
 
         Raises:
-            CorpusError: A part would be empty, or too small for a row.
+            CorpusError: A part would be empty.
         """
         if not 0 < fraction < 1:
             raise OptionError(f"fraction must lie between 0 and 1, got {fraction}")
@@ -450,7 +446,7 @@ class Corpora:
         _check_batch_size(batch_size)
         index, count = self.shard
         totals = {}
-        for lang, docs in self.documents.items():
+        for lang, docs in self._with_full_rows().documents.items():
             whole = -(-len(self._rows(docs)) // batch_size)
             totals[lang] = len(range(index, whole, count))
         return totals
@@ -469,7 +465,7 @@ class Corpora:
         """
         _check_batch_size(batch_size)
         index, count = self.shard
-        for lang, docs in self.documents.items():
+        for lang, docs in self._with_full_rows().documents.items():
             rows = self._rows(docs)
             starts = range(0, len(rows), batch_size)
             for start in islice(starts, index, None, count):
@@ -485,6 +481,20 @@ class Corpora:
             "pack": self.pack,
             "shard": list(self.shard),
         }
+
+    def _with_full_rows(self) -> "Corpora":
+        """These corpora, if every language fills a row.
+
+        Checked where rows are needed, and not for every value: a small part held out by `split`
+        is read document by document.
+        """
+        for lang, docs in self.documents.items():
+            if self.pack and len(docs.tokens) < self.row_tokens:
+                raise CorpusError(
+                    f"{lang!r} has {len(docs.tokens)} tokens, fewer than one row of "
+                    f"{self.row_tokens}: give more text, a smaller ctx_len, or pack=False"
+                )
+        return self
 
     def _rows(self, docs: Documents) -> list[tuple[int, int, int]]:
         """(start, end, document) of every row, in tokens of the language."""

@@ -124,8 +124,9 @@ def hooked_transformer() -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)  # the class is, and we support it
         model = HookedTransformer(cfg)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 0.15)
+        for name, parameter in model.named_parameters():
+            # gated checkpoints have no biases in their MLPs
+            parameter.normal_(0.0, 0.0 if "mlp.b_" in name else 0.15)
     return model.eval()
 
 

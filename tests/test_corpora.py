@@ -129,6 +129,14 @@ def test_splitting_is_disjoint_complete_seeded_and_aligned() -> None:
     assert other.digest != first.digest
 
 
+def test_a_part_too_small_for_a_row_can_still_be_read_by_the_document() -> None:
+    corpora = Corpora.from_tokens({"x": [[5] * 4] * 5}, ctx_len=10)
+    _, held_out = corpora.split(0.8, seed=0)
+    with pytest.raises(CorpusError, match="'x' has 4 tokens, fewer than one row of 10"):
+        next(held_out.batches(1))
+    assert counted(held_out.laid_out(pack=False)) == {"x": [5] * 4}
+
+
 @pytest.mark.parametrize(
     ("fraction", "error", "message"),
     [(0.0, OptionError, "between 0 and 1"), (0.05, CorpusError, "leaves a part empty")],
