@@ -150,7 +150,7 @@ class Corpora:
         Raises:
             CorpusError: A language has no token, or too few for one packed row.
 
-        Example:
+        Examples:
             >>> Corpora.from_tokens({"xx": [[5, 9, 3]]}).n_tokens
             {'xx': 3}
         """
@@ -535,7 +535,7 @@ class Corpora:
 def sample_sentences() -> dict[str, list[str]]:
     """Return the sample text by language: sentence n says the same in every language.
 
-    Example:
+    Examples:
         >>> sentences = sample_sentences()
         >>> list(sentences), {len(lines) for lines in sentences.values()}
         (['en', 'de', 'es', 'fr', 'id', 'ja', 'ru', 'vi', 'zh'], {120})

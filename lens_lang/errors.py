@@ -78,7 +78,7 @@ def near_misses(name: str, known: Iterable[str]) -> str:
     Returns:
         ``"; did you mean 'x' or 'y'?"`` or, when nothing is close, a list of what exists.
 
-    Example:
+    Examples:
         >>> near_misses("gemma", ["gemma-3", "llama"])
         "; did you mean 'gemma-3'?"
     """

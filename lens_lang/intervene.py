@@ -121,7 +121,7 @@ def ablate(neurons: NeuronSet, *, positions: Positions = "all") -> Hooks:
     """Switch neurons off: set them to 0 at every token.
 
     For a gated MLP this is the same as setting act(gate) to 0, the deactivation of Tang et al.
-    (2024), section 4.2; for queries, keys and values the same as zeroing the neuron's column of
+    (2024); for queries, keys and values the same as zeroing the neuron's column of
     the projection and its bias.
 
     Args:
@@ -132,7 +132,7 @@ def ablate(neurons: NeuronSet, *, positions: Positions = "all") -> Hooks:
     Returns:
         TransformerLens hooks.
 
-    Example:
+    Examples:
         >>> some = NeuronSet({MLP_POST: torch.eye(2, 4, dtype=torch.bool)})
         >>> [name for name, _ in ablate(some)]
         ['blocks.0.mlp.hook_post', 'blocks.1.mlp.hook_post']
@@ -211,7 +211,7 @@ def steer(
     strength: float = 1.0,
     positions: Positions = "all",
 ) -> Hooks:
-    """Turn a model from one language to another, as Tang et al. (2024), section 4.5.
+    """Turn a model from one language to another, as Tang et al. (2024) do.
 
     Switches the source language's neurons off and sets the target language's to their mean
     activation on target-language text. A neuron of both languages gets the target's value.

@@ -22,7 +22,7 @@ def language_tag(name: str) -> str:
     Raises:
         LanguageError: No such language is known.
 
-    Example:
+    Examples:
         >>> [language_tag(name) for name in ("fra_Latn", "French", "zho_Hans", "pt-BR")]
         ['fr', 'fr', 'zh', 'pt-BR']
     """
@@ -62,7 +62,7 @@ def find_language(name: str, languages: Sequence[str]) -> int:
     Raises:
         LanguageError: The language is not there.
 
-    Example:
+    Examples:
         >>> find_language("French", ("en", "fr"))
         1
     """
@@ -89,7 +89,7 @@ def distinct_languages(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         LanguageError: The same label stands twice, or there is none.
 
-    Example:
+    Examples:
         >>> distinct_languages(["en", "fr"])
         ('en', 'fr')
     """

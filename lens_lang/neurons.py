@@ -33,7 +33,7 @@ class NeuronSet:
     Attributes:
         masks: Bool[layer neuron] per site, True for members. Kept on the CPU and never changed.
 
-    Example:
+    Examples:
         >>> from lens_lang.sites import MLP_POST
         >>> some = NeuronSet({MLP_POST: torch.eye(2, 4, dtype=torch.bool)})
         >>> len(some), (0, 0) in some, (0, 1) in some, len(~some)
@@ -66,7 +66,7 @@ class NeuronSet:
         Raises:
             ShapeError: A pair lies outside `shape`.
 
-        Example:
+        Examples:
             >>> from lens_lang.sites import MLP_POST
             >>> NeuronSet.from_indices(torch.tensor([[1, 2]]), site=MLP_POST, shape=(2, 4))
             NeuronSet(1 neuron: mlp_post 1 of 2 x 4)
@@ -379,7 +379,7 @@ def random_like(
     Raises:
         ShapeError: A layer has too few neurons outside the excluded ones.
 
-    Example:
+    Examples:
         >>> from lens_lang.sites import MLP_POST
         >>> some = NeuronSet({MLP_POST: torch.eye(2, 8, dtype=torch.bool)})
         >>> random_like(some, generator=torch.Generator().manual_seed(0)).per_layer(MLP_POST)

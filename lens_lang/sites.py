@@ -64,7 +64,7 @@ class Site:
     def at(self, layer: int) -> str:
         """Return the hook point's name in one layer.
 
-        Example:
+        Examples:
             >>> MLP_POST.at(3)
             'blocks.3.mlp.hook_post'
         """
@@ -129,7 +129,7 @@ def find_site(name: str) -> Site:
     Raises:
         SiteError: No site has that name.
 
-    Example:
+    Examples:
         >>> find_site("mlp_post")
         MLP_POST
     """
@@ -143,7 +143,7 @@ def switch_site(site: Site) -> Site:
 
     Firing is read before the activation function and written after it.
 
-    Example:
+    Examples:
         >>> switch_site(MLP_PRE), switch_site(ATTN_V)
         (MLP_POST, ATTN_V)
     """

@@ -126,7 +126,7 @@ class Frequency:
         threshold: A neuron fires where its activation is above this, strictly.
         provenance: Model, corpora and versions, as JSON values.
 
-    Example:
+    Examples:
         >>> from lens_lang.sites import MLP_PRE
         >>> freq = Frequency(
         ...     languages=("en", "fr"), count=torch.tensor([[[3]], [[1]]]),
@@ -173,7 +173,7 @@ class Frequency:
 
 @dataclass(frozen=True)
 class ActivationFrequency:
-    """Count the tokens at which each neuron fires (Tang et al. 2024, section 2).
+    """Count the tokens at which each neuron fires (Tang et al. 2024).
 
     Attributes:
         site: Where to read. `MLP_PRE`, the default, has the sign of the activation function's
@@ -227,7 +227,7 @@ class Activations:
         space: Which value: ``gate`` is act(gate), ``product`` is act(gate) * up, ``up`` is up.
         provenance: Model, corpora and versions, as JSON values.
 
-    Example:
+    Examples:
         >>> act = Activations(
         ...     languages=("en",), sum=torch.tensor([[[6.0]]]).double(),
         ...     sum_sq=torch.tensor([[[20.0]]]).double(), n_tokens=torch.tensor([2]))

@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on, for its provenance.
 
-    Example:
+    Examples:
         >>> sorted(versions())
         ['lens_lang', 'torch', 'transformer_lens']
     """

@@ -1,6 +1,6 @@
 """What LAPE is compared with: the paper's simpler methods, on the same statistics.
 
-Tang et al. (2024), section 3.1, compare LAPE with activation probability alone (LAP), with the
+Tang et al. (2024) compare LAPE with activation probability alone (LAP), with the
 entropy of activation values (LAVE), and with random neurons. The released code does not contain
 these; where the text leaves a choice, the docstring says which one is ours.
 """
@@ -17,7 +17,7 @@ from lens_lang.stats import Activations, Frequency
 def lap(freq: Frequency, *, threshold: float = 0.95) -> LanguageNeurons:
     """Give a language every neuron that fires on nearly all of its tokens.
 
-    Language activation probability, a baseline of Tang et al. (2024), section 3.1.
+    Language activation probability, a baseline of Tang et al. (2024).
 
     Args:
         freq: Firing counts.
@@ -27,7 +27,7 @@ def lap(freq: Frequency, *, threshold: float = 0.95) -> LanguageNeurons:
         The neurons of each language. They overlap greatly: nothing here asks whether other
         languages activate the neuron too, which is what the comparison shows.
 
-    Example:
+    Examples:
         >>> freq = Frequency(
         ...     languages=("en", "fr"), count=torch.tensor([[[99, 10]], [[98, 96]]]),
         ...     n_tokens=torch.tensor([100, 100]))
@@ -55,7 +55,7 @@ def lave(
 ) -> LanguageNeurons:
     """Apply LAPE's rule to mean activation values instead of probabilities.
 
-    Language activation value entropy, a baseline of Tang et al. (2024), section 3.1. Means
+    Language activation value entropy, a baseline of Tang et al. (2024). Means
     below 0 (GELU and SiLU have them) cannot be normalised over languages and count as 0: our
     choice.
 

@@ -67,7 +67,7 @@ RELEASED = LapeVariant(numerics="float32", filtered="keep")
 def activation_entropy(freq: Frequency) -> Float[Tensor, "layer neuron"]:
     """Return the LAPE score: the entropy over languages of a neuron's activation probability.
 
-    p' = p / sum_k p, LAPE = -sum_k p' ln p'; eq. (3) and (4) of Tang et al. (2024). In nats,
+    p' = p / sum_k p, LAPE = -sum_k p' ln p' (Tang et al. 2024). In nats,
     between 0 (fires on one language only) and ln K. A neuron that never fires scores 0 too,
     which is why `lape` filters before it selects.
 
@@ -77,7 +77,7 @@ def activation_entropy(freq: Frequency) -> Float[Tensor, "layer neuron"]:
     Returns:
         The score of every neuron, float64.
 
-    Example:
+    Examples:
         >>> freq = Frequency(
         ...     languages=("en", "fr"), count=torch.tensor([[[5, 9]], [[5, 0]]]),
         ...     n_tokens=torch.tensor([10, 10]))
@@ -112,7 +112,7 @@ def lape(
 ) -> LanguageNeurons:
     """Find each language's neurons by the entropy of their activation probabilities.
 
-    Section 2.2 of Tang et al. (2024), arXiv:2402.16438: leave out neurons that no language
+    The rule of Tang et al. (2024), arXiv:2402.16438: leave out neurons that no language
     activates with a probability above the `filter_quantile` of all probabilities; of the rest
     take the `top` share of *all* neurons by lowest entropy; give each to every language whose
     probability is above the `bar_quantile`. Both comparisons are strict.
@@ -138,7 +138,7 @@ def lape(
         OptionError: A share or quantile lies outside its range, or fewer than two languages
             are given.
 
-    Example:
+    Examples:
         >>> freq = Frequency(
         ...     languages=("en", "fr"),
         ...     count=torch.tensor([[[50, 1, 30, 0]], [[0, 60, 31, 0]]]),

@@ -1,6 +1,6 @@
 """What each intervention does to each language's perplexity, beside matched random controls.
 
-The matrix of Tang et al. (2024), figure 3: a row is what was done, a column the language that was
+The matrix of Tang et al. (2024): a row is what was done, a column the language that was
 read. Everything is kept per document, so that every number has a paired interval. NLL is in nats
 per token; bits per UTF-8 byte stand beside it, because tokenisers cut languages differently.
 """

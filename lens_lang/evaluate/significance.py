@@ -27,7 +27,7 @@ def bootstrap_weights(
     Returns:
         Counts, each row summing to `n_docs`, as float64.
 
-    Example:
+    Examples:
         >>> bootstrap_weights(3, resamples=2, generator=torch.Generator().manual_seed(0)).sum(1)
         tensor([3., 3.], dtype=torch.float64)
     """
@@ -66,7 +66,7 @@ def student_quantile(level: float, degrees: int) -> float:
     Returns:
         The quantile; infinity is never reached for levels below 1.
 
-    Example:
+    Examples:
         >>> round(student_quantile(0.95, 4), 3)
         2.776
     """
@@ -112,7 +112,7 @@ def prediction_interval(
     Returns:
         Lower and upper end; NaN for fewer than two draws, unless none of them has any effect.
 
-    Example:
+    Examples:
         >>> ends = prediction_interval(torch.tensor([0.0, 0.2]), torch.tensor(0.0), level=0.5)
         >>> [round(end, 3) for end in ends.tolist()]
         [-0.073, 0.273]
@@ -143,7 +143,7 @@ def percentile_interval(
     Returns:
         Lower and upper end.
 
-    Example:
+    Examples:
         >>> percentile_interval(torch.arange(101.0), level=0.5).tolist()
         [25.0, 75.0]
     """
