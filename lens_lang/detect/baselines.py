@@ -1,8 +1,8 @@
 """What LAPE is compared with: the paper's simpler methods, on the same statistics.
 
-Tang et al. (2024) compare LAPE with activation probability alone (LAP), with the
-entropy of activation values (LAVE), and with random neurons. The released code does not contain
-these; where the text leaves a choice, the docstring says which one is ours.
+Tang et al. (2024) compare LAPE with activation probability alone (LAP), with the entropy of
+activation values (LAVE), and with random neurons. The released code does not contain these;
+where there was a choice, the docstring says which one is ours.
 """
 
 import torch
@@ -21,7 +21,8 @@ def lap(freq: Frequency, *, threshold: float = 0.95) -> LanguageNeurons:
 
     Args:
         freq: Firing counts.
-        threshold: A neuron is the language's if its probability is above this, strictly.
+        threshold: A neuron is the language's if its probability is above this, strictly. That
+            it is high and fixed is the method; 0.95 is our default.
 
     Returns:
         The neurons of each language. They overlap greatly: nothing here asks whether other
