@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lens_lang import formats, models, plot
     from lens_lang.collection import collect
-    from lens_lang.corpora import Corpora, Documents, TokenBatch, sample_sentences
+    from lens_lang.corpora import Corpora, TokenBatch, sample_sentences
     from lens_lang.detect.baselines import lap, lave, random_neurons
     from lens_lang.detect.lape import LapeVariant, activation_entropy, lape
+    from lens_lang.documents import Documents
     from lens_lang.errors import (
         ActivationError,
         CorpusError,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
         SiteError,
         StorageError,
     )
-    from lens_lang.evaluate.perplexity import DocumentNLL, PerplexityMatrix, perplexity_matrix
+    from lens_lang.evaluate.nll import DocumentNLL
+    from lens_lang.evaluate.perplexity import PerplexityMatrix, perplexity_matrix
     from lens_lang.intervene import ablate, add, matched_control, replace, scale, steer
     from lens_lang.languages import language_tag
     from lens_lang.models import load_model
@@ -60,9 +62,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "collection": ("collect",),
-    "corpora": ("Corpora", "Documents", "TokenBatch", "sample_sentences"),
+    "corpora": ("Corpora", "TokenBatch", "sample_sentences"),
     "detect.baselines": ("lap", "lave", "random_neurons"),
     "detect.lape": ("LapeVariant", "activation_entropy", "lape"),
+    "documents": ("Documents",),
     "errors": (
         "ActivationError",
         "CorpusError",
@@ -75,7 +78,8 @@ _HOMES = {
         "SiteError",
         "StorageError",
     ),
-    "evaluate.perplexity": ("DocumentNLL", "PerplexityMatrix", "perplexity_matrix"),
+    "evaluate.nll": ("DocumentNLL",),
+    "evaluate.perplexity": ("PerplexityMatrix", "perplexity_matrix"),
     "intervene": ("ablate", "add", "matched_control", "replace", "scale", "steer"),
     "languages": ("language_tag",),
     "models": ("load_model",),

@@ -14,25 +14,16 @@ from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from lens_lang.documents import Documents, TokenisingModel, bos_token, tokenise, tokenizer_of
 from lens_lang.errors import CorpusError, OptionError
 from lens_lang.languages import distinct_languages, find_language, language_tag
 from lens_lang.texts import read_documents, stream_documents
-
-_TOKENISE_AT_ONCE = 512
-
-
-@runtime_checkable
-class TokenisingModel(Protocol):
-    """What tokenising asks of a model: its tokeniser and its configuration."""
-
-    cfg: Any
-    tokenizer: Any
 
 
 @dataclass(frozen=True)
@@ -53,43 +44,6 @@ class TokenBatch:
     language: str
     attention_mask: Bool[Tensor, "batch pos"] | None
     documents: Int[Tensor, "batch"]
-
-
-@dataclass(frozen=True, eq=False)
-class Documents:
-    """The documents of one language, end to end.
-
-    Attributes:
-        tokens: All token ids.
-        ends: Where each document ends in `tokens`.
-        n_bytes: UTF-8 bytes of each document; 0 where it never was text.
-    """
-
-    tokens: Int[Tensor, "token"]
-    ends: Int[Tensor, "doc"]
-    n_bytes: Int[Tensor, "doc"]
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, number: int) -> Int[Tensor, "doc_token"]:
-        start = int(self.ends[number - 1]) if number else 0
-        return self.tokens[start : int(self.ends[number])]
-
-    @classmethod
-    def join(cls, pieces: Iterable[Tensor], n_bytes: Iterable[int]) -> "Documents":
-        """Lay token documents end to end."""
-        pieces = list(pieces)
-        lengths = torch.tensor([len(piece) for piece in pieces], dtype=torch.int64)
-        tokens = torch.cat(pieces) if pieces else torch.zeros(0)
-        return cls(
-            tokens.to(torch.int32), lengths.cumsum(0), torch.tensor(list(n_bytes)).to(torch.int64)
-        )
-
-    def select(self, numbers: Sequence[int]) -> "Documents":
-        """Return some of the documents, in the given order."""
-        chosen = [self[number] for number in numbers]
-        return Documents.join(chosen, self.n_bytes[list(numbers)].tolist())
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,14 +148,14 @@ class Corpora:
             LanguageError: A language is unknown, or given twice.
             CorpusError: A language has no text, or too little for one row.
         """
-        tokenizer = _tokenizer(model)
+        tokenizer = tokenizer_of(model)
         tags = [language_tag(name) for name in texts]
         distinct_languages(tags)
         documents = {
-            tag: _tokenise(tokenizer, docs, tokens, tag)
+            tag: tokenise(tokenizer, docs, limit=tokens, lang=tag)
             for tag, docs in zip(tags, texts.values(), strict=True)
         }
-        corpora = cls(documents, ctx_len=ctx_len, bos_id=_bos_id(model, bos), pack=pack)
+        corpora = cls(documents, ctx_len=ctx_len, bos_id=bos_token(model, bos), pack=pack)
         return corpora._with_full_rows()
 
     @classmethod
@@ -424,7 +378,7 @@ class Corpora:
         if tokens < 1:
             raise OptionError(f"tokens must be at least 1, got {tokens}")
         return replace(
-            self, documents={lang: _cut(docs, tokens) for lang, docs in self.documents.items()}
+            self, documents={lang: docs.cut(tokens) for lang, docs in self.documents.items()}
         )
 
     def sharded(self, index: int, count: int) -> "Corpora":
@@ -546,67 +500,9 @@ def sample_sentences() -> dict[str, list[str]]:
     return {lang: [row[lang] for row in rows] for lang in languages}
 
 
-def _tokenizer(model: TokenisingModel) -> Any:
-    tokenizer = getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        raise CorpusError(
-            "This model has no tokeniser, so text cannot be turned into tokens: load it with one, "
-            "or give token ids to Corpora.from_tokens"
-        )
-    return tokenizer
-
-
-def _bos_id(model: TokenisingModel, bos: bool | None) -> int | None:
-    bos_id = getattr(_tokenizer(model), "bos_token_id", None)
-    if bos is None:
-        bos = bos_id is not None and bool(getattr(model.cfg, "default_prepend_bos", True))
-    if bos and bos_id is None:
-        raise CorpusError("This tokeniser has no BOS token: use bos=False")
-    return bos_id if bos else None
-
-
-def _tokenise(tokenizer: Any, texts: Iterable[str], limit: int | None, lang: str) -> Documents:
-    if isinstance(texts, str):
-        raise CorpusError(f"The text of {lang!r} is one string: give a list of documents")
-    if limit is not None and limit < 1:
-        raise OptionError(f"tokens must be at least 1, got {limit}")
-    pieces: list[Tensor] = []
-    n_bytes: list[int] = []
-    total = 0
-    stream = iter(texts)
-    while (limit is None or total < limit) and (some := list(islice(stream, _TOKENISE_AT_ONCE))):
-        for text, ids in zip(some, _token_ids(tokenizer, some), strict=True):
-            if not ids:
-                continue
-            pieces.append(torch.tensor(ids, dtype=torch.int32))
-            n_bytes.append(len(text.encode("utf-8")))
-            total += len(ids)
-    if not pieces:
-        raise CorpusError(f"The text of {lang!r} is empty")
-    joined = Documents.join(pieces, n_bytes)
-    return joined if limit is None else _cut(joined, limit)
-
-
-def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    # verbose=False: a document longer than the model's context is no mistake here, rows cut it
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-
-
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise OptionError(f"batch_size must be at least 1, got {batch_size}")
-
-
-def _cut(docs: Documents, limit: int) -> Documents:
-    if len(docs.tokens) <= limit:
-        return docs
-    kept = int((docs.ends < limit).sum()) + 1
-    ends = docs.ends[:kept].clamp(max=limit)
-    n_bytes = docs.n_bytes[:kept].clone()
-    whole = len(docs[kept - 1])
-    part = whole - int(docs.ends[kept - 1] - ends[-1])
-    n_bytes[-1] = round(int(n_bytes[-1]) * part / whole)
-    return Documents(docs.tokens[:limit].clone(), ends, n_bytes)
 
 
 def check_vocabulary(corpora: Corpora, d_vocab: int) -> None:

@@ -19,14 +19,9 @@ from lens_lang.errors import (
     SiteError,
     StorageError,
 )
-from lens_lang.evaluate import perplexity
-from lens_lang.evaluate.perplexity import (
-    DocumentNLL,
-    PerplexityMatrix,
-    document_nll,
-    perplexity_matrix,
-    token_nll,
-)
+from lens_lang.evaluate import nll as nll_module
+from lens_lang.evaluate.nll import DocumentNLL, document_nll, token_nll
+from lens_lang.evaluate.perplexity import PerplexityMatrix, perplexity_matrix
 from lens_lang.evaluate.significance import (
     bootstrap_ratio,
     bootstrap_weights,
@@ -77,7 +72,7 @@ def test_chunks_of_any_size_give_the_same(
     llama: Any, corpora: Corpora, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = document_nll(llama, corpora)["en"].nll
-    monkeypatch.setattr(perplexity, "_CHUNK_LOGITS", 2 * VOCAB)
+    monkeypatch.setattr(nll_module, "_CHUNK_LOGITS", 2 * VOCAB)
     widths: list[int] = []
     spy = ("unembed.hook_in", lambda values, hook: widths.append(values.shape[:-1].numel()))
     chunked = document_nll(llama, corpora, fwd_hooks=[spy])["en"].nll
@@ -123,13 +118,13 @@ def test_no_hooks_change_nothing_and_cost_nothing(
     llama: Any, corpora: Corpora, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
-    original = perplexity._batch_nll
+    original = nll_module._batch_nll
 
     def counting(*args: Any) -> torch.Tensor:
         calls.append(1)
         return original(*args)
 
-    monkeypatch.setattr(perplexity, "_batch_nll", counting)
+    monkeypatch.setattr(nll_module, "_batch_nll", counting)
     matrix = perplexity_matrix(llama, corpora, {"en": [], "fr": []}, controls=3)
     assert len(calls) == 2  # the baselines
     assert matrix.delta_nll.abs().max() == 0

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_lang.corpora import Corpora, TokenBatch, check_vocabulary
-from lens_lang.errors import ActivationError, CorpusError, OptionError, StorageError
+from lens_lang.corpora import Corpora, check_vocabulary
+from lens_lang.errors import OptionError, StorageError
+from lens_lang.evaluate.nll import DocumentNLL, nll_of_runs
 from lens_lang.evaluate.significance import (
     bootstrap_ratio,
     bootstrap_weights,
@@ -26,41 +27,13 @@ from lens_lang.evaluate.significance import (
 )
 from lens_lang.intervene import matched_control
 from lens_lang.languages import find_language
-from lens_lang.sites import (
-    RESID_POST,
-    FwdHooks,
-    HookedModel,
-    check_hooks,
-    check_supported,
-    model_name,
-    n_layers,
-    run_until,
-)
+from lens_lang.sites import FwdHooks, HookedModel, check_hooks, check_supported, model_name
 from lens_lang.storage import read_tensors, versions, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_CHUNK_LOGITS = 2**26
-"""Logits held at once: 256 MiB as float32, whatever the vocabulary, batch and length."""
-
 _RESAMPLES = 2000
-
-
-@dataclass(frozen=True, eq=False)
-class DocumentNLL:
-    """Negative log-likelihood of every document of one language.
-
-    Attributes:
-        nll: Sum over the scored tokens, in nats; one row per way of running the model.
-        n_tokens: Scored tokens of each document. The first token of a row has nothing before it
-            and is scored only after BOS.
-        n_bytes: UTF-8 bytes of each document; 0 where it never was text.
-    """
-
-    nll: Float[Tensor, "run doc"]
-    n_tokens: Int[Tensor, "doc"]
-    n_bytes: Int[Tensor, "doc"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -407,7 +380,9 @@ def perplexity_matrix(
     with bar:
         for lang, runs in plan.items():
             bar.set_postfix_str(lang, refresh=False)
-            documents[lang] = _document_nll(model, corpora[lang], runs, batch_size, bar)
+            documents[lang] = nll_of_runs(
+                model, corpora[lang], runs, batch_size=batch_size, after_run=bar.update
+            )
     provenance = {
         "model": model_name(model),
         "corpora": corpora.describe(),
@@ -423,33 +398,6 @@ def perplexity_matrix(
     )
 
 
-def document_nll(
-    model: HookedModel,
-    corpora: Corpora,
-    *,
-    fwd_hooks: FwdHooks = (),
-    batch_size: int = 16,
-) -> dict[str, DocumentNLL]:
-    """Return every document's NLL under one intervention.
-
-    Args:
-        model: The model.
-        corpora: The text; documents are read one a row.
-        fwd_hooks: The intervention; none by default.
-        batch_size: Documents per forward pass.
-
-    Returns:
-        By language; ``nll`` has one row.
-    """
-    check_hooks(model, fwd_hooks)
-    check_vocabulary(corpora, int(model.cfg.d_vocab))
-    corpora = corpora.laid_out(pack=False)
-    return {
-        lang: _document_nll(model, corpora[lang], [fwd_hooks], batch_size, None)
-        for lang in corpora.languages
-    }
-
-
 def _same_language(name: str, lang: str, languages: Sequence[str]) -> bool:
     """Whether the control's own language is `lang`; a name that is no language owns them all."""
     if name not in languages:
@@ -460,107 +408,3 @@ def _same_language(name: str, lang: str, languages: Sequence[str]) -> bool:
 def _distinct(runs: Sequence[FwdHooks | None]) -> list[FwdHooks]:
     """The runs that need a forward pass: the baseline, and those that have hooks."""
     return [[], *(hooks for hooks in runs[1:] if hooks)]
-
-
-def _document_nll(
-    model: HookedModel,
-    corpora: Corpora,
-    runs: Sequence[FwdHooks | None],
-    batch_size: int,
-    bar: Any,
-) -> DocumentNLL:
-    """NLL of one language's documents under each run; a None run gives NaN, no hooks a copy."""
-    (docs,) = corpora.documents.values()
-    batches = list(corpora.batches(batch_size))
-    n_tokens = torch.zeros(len(docs), dtype=torch.int64)
-    for batch in batches:
-        n_tokens.index_add_(0, batch.documents, _scored(batch).sum(1))
-    if int(n_tokens.sum()) == 0:
-        raise CorpusError(
-            f"{corpora.languages[0]!r} has no token to score: its documents have one token each "
-            "and nothing stands before it (bos=False)"
-        )
-    nll = torch.full((len(runs), len(docs)), torch.nan, dtype=torch.float64)
-    for position, hooks in enumerate(runs):
-        if hooks is None:
-            continue
-        if position and not hooks:
-            nll[position] = nll[0]
-            continue
-        nll[position] = 0.0
-        for batch in batches:
-            sums = _batch_nll(model, batch, hooks)
-            nll[position].index_add_(0, batch.documents, sums)
-        if bar is not None:
-            bar.update()
-    return DocumentNLL(nll, n_tokens, docs.n_bytes)
-
-
-def _scored(batch: TokenBatch) -> Bool[Tensor, "batch pos"]:
-    """True at the positions whose token is scored: real text with something before it."""
-    real = batch.mask if batch.attention_mask is None else batch.attention_mask
-    scored = batch.mask & real
-    scored = scored.clone()
-    scored[:, 0] = False
-    return scored
-
-
-def _batch_nll(
-    model: HookedModel, batch: TokenBatch, fwd_hooks: FwdHooks
-) -> Float[Tensor, "batch"]:
-    """Sum of NLL over each row's scored tokens, reading the residual stream in chunks."""
-    scored = _scored(batch)
-    rows, places = scored.nonzero(as_tuple=True)
-    targets = batch.tokens[rows, places]
-    sums = torch.zeros(len(batch.tokens), dtype=torch.float64)
-
-    def read(resid: Tensor, hook: Any) -> None:
-        # the token at a position is predicted one position before it
-        before = resid[rows.to(resid.device), places.to(resid.device) - 1]
-        nll = token_nll(model, before, targets.to(resid.device))
-        sums.index_add_(0, rows, nll.cpu().double())
-
-    run_until(
-        model,
-        batch.tokens,
-        attention_mask=batch.attention_mask,
-        fwd_hooks=fwd_hooks,
-        readers=[(RESID_POST.at(n_layers(model) - 1), read)],
-    )
-    if not bool(torch.isfinite(sums).all()):
-        raise ActivationError(
-            f"{model_name(model)} gave NaN or infinite log-probabilities on text of "
-            f"{batch.language!r}"
-        )
-    return sums
-
-
-def token_nll(
-    model: HookedModel,
-    resid: Float[Tensor, "token d_model"],
-    targets: Int[Tensor, "token"],
-) -> Float[Tensor, "token"]:
-    """Return -log p(target) after the final norm and the unembedding, a chunk at a time.
-
-    Never holds more than 2**26 logits, whatever the vocabulary and the number of tokens.
-
-    Args:
-        model: The model.
-        resid: Residual stream after the last block.
-        targets: The token that follows each.
-
-    Returns:
-        Nats per token, float32.
-    """
-    step = max(1, _CHUNK_LOGITS // int(model.cfg.d_vocab))
-    cap = float(getattr(model.cfg, "output_logits_soft_cap", 0.0) or 0.0)
-    found = []
-    for start in range(0, len(resid), step):
-        some, wanted = resid[start : start + step], targets[start : start + step]
-        normed = model.ln_final(some[None])  # type: ignore[attr-defined]
-        logits = model.unembed(normed)[0].float()  # type: ignore[attr-defined]
-        if cap > 0:
-            logits = cap * torch.tanh(logits / cap)
-        target = logits.gather(-1, wanted.to(logits.device)[:, None])[:, 0]
-        found.append(torch.logsumexp(logits, dim=-1) - target)
-    return torch.cat(found)
