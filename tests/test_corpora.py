@@ -227,7 +227,6 @@ def test_texts_without_tokeniser_or_bos_are_refused(speller: Any) -> None:
     [
         ({"fr": "one string"}, CorpusError, "is one string: give a list of documents"),
         ({"fr": []}, CorpusError, "The text of 'fr' is empty"),
-        ({"fr": ["a", ["b"]]}, CorpusError, "A document of 'fr' is list, where text is expected"),
         ({"fr": ["a"], "fra_Latn": ["b"]}, LanguageError, "given twice: fr"),
         ({"frrr": ["a"]}, LanguageError, "No language is called 'frrr'"),
         ({}, LanguageError, "No language was given"),

@@ -11,6 +11,7 @@ import textwrap
 import pytest
 
 PRELUDE = """
+import types
 import torch
 from lens_lang.corpora import Corpora
 from lens_lang.detect.lape import LapeVariant
@@ -19,6 +20,8 @@ from lens_lang.intervene import ablate, replace
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.sites import MLP_POST
 from lens_lang.stats import MeanActivation
+SPELLER = types.SimpleNamespace(tokenizer=lambda texts, **_: 0, cfg=types.SimpleNamespace())
+SPELLER.tokenizer.bos_token_id = 1
 some = NeuronSet({MLP_POST: torch.eye(2, dtype=torch.bool)})
 """
 
@@ -31,6 +34,7 @@ CASES = {
     "LanguageNeurons({'en': some}).overlap('dice')": "measure must be count, jaccard",
     "NeuronSet({MLP_POST: torch.zeros(3)})": "must be Bool[layer neuron], got torch.float32",
     "Corpora.from_texts({'en': 'one string'}, object())": "no tokeniser",
+    "Corpora.from_texts({'en': ['a', None]}, SPELLER)": "document of 'en' is NoneType, where text",
     "perplexity_matrix(None, None, {}, control_on='mine')": "control_on must be all or own",
 }
 
