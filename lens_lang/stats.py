@@ -158,6 +158,9 @@ class Frequency:
     def __getitem__(self, lang: str) -> Float[Tensor, "layer neuron"]:
         return self.probability[find_language(lang, self.languages)]
 
+    def __repr__(self) -> str:
+        return f"Frequency({self.site.name} > {self.threshold:g}, {_sizes(self, self.count)})"
+
     def __add__(self, other: "Frequency") -> "Frequency":
         return _added(self, other)
 
@@ -262,6 +265,9 @@ class Activations:
     def __getitem__(self, lang: str) -> Float[Tensor, "layer neuron"]:
         return self.mean[find_language(lang, self.languages)]
 
+    def __repr__(self) -> str:
+        return f"Activations({self.space}, {_sizes(self, self.sum)})"
+
     def __add__(self, other: "Activations") -> "Activations":
         return _added(self, other)
 
@@ -348,6 +354,13 @@ def _check_axes(languages: Sequence[str], n_tokens: Tensor, *tensors: Tensor) ->
     if bool((n_tokens <= 0).any()):
         empty = [lang for lang, n in zip(languages, n_tokens.tolist(), strict=True) if n <= 0]
         raise LanguageError(f"No token was counted for {', '.join(empty)}")
+
+
+def _sizes(result: AnyResult, sums: Tensor) -> str:
+    tokens = zip(result.languages, result.n_tokens.tolist(), strict=True)
+    n_layers, n_neurons = sums.shape[1:]
+    counted = ", ".join(f"{lang} {n:,}" for lang, n in tokens)
+    return f"{n_layers} layers of {n_neurons}; tokens: {counted}"
 
 
 def _fields(result: AnyResult) -> dict[str, Any]:

@@ -253,6 +253,12 @@ def test_bytes_that_were_never_known_give_nan() -> None:
     assert matrix.bits_per_byte.isnan().all()
 
 
+def test_a_matrix_says_what_it_is_without_its_numbers() -> None:
+    assert repr(by_hand([[20.0, 90.0], [30.0, 120.0]])) == (
+        "PerplexityMatrix(1 interventions with 0 controls each; tokens scored: en 40)"
+    )
+
+
 def test_the_strongest_rival_is_named() -> None:
     matrix = by_hand([[20.0, 90.0], [20.0, 94.0], [20.0, 98.0]])
     docs = matrix.documents["en"]

@@ -135,6 +135,13 @@ def test_impossible_counts_are_refused(
         frequency(0, **changes)
 
 
+def test_a_result_says_what_it_is_without_its_numbers() -> None:
+    assert repr(frequency(0, n_tokens=torch.tensor([1000, 60, 70]))) == (
+        "Frequency(mlp_pre > 0, 2 layers of 5; tokens: en 1,000, fr 60, zh 70)"
+    )
+    assert repr(activations(0)) == ("Activations(gate, 2 layers of 5; tokens: en 7, fr 7, zh 7)")
+
+
 def test_unknown_language_names_what_is_there() -> None:
     with pytest.raises(LanguageError, match="no language 'de' here; known here: en, fr, zh"):
         frequency(0)["de"]

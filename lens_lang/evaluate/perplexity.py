@@ -197,6 +197,15 @@ class PerplexityMatrix:
             ]
         )
 
+    def __repr__(self) -> str:
+        tokens = ", ".join(
+            f"{lang} {int(docs.n_tokens.sum()):,}" for lang, docs in self.documents.items()
+        )
+        return (
+            f"PerplexityMatrix({len(self.interventions)} interventions with {self.n_controls} "
+            f"controls each; tokens scored: {tokens})"
+        )
+
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file."""
         header = {
