@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_lang.corpora import Corpora, TokenBatch, check_vocabulary
+from lens_lang.corpora import Corpora, TokenBatch, check_fits
 from lens_lang.errors import ActivationError, OptionError, StorageError
 from lens_lang.sites import (
     FwdHooks,
@@ -117,7 +117,7 @@ def collect(
     sites = list(dict.fromkeys(site for spec in bound for site in spec.sites))
     preflight(model, sites)
     check_hooks(model, fwd_hooks)
-    check_vocabulary(corpora, int(model.cfg.d_vocab))
+    check_fits(corpora, model.cfg)
     provenance = {
         "model": model_name(model),
         "weights": weights_digest(model),

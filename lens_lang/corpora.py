@@ -505,16 +505,30 @@ def _check_batch_size(batch_size: int) -> None:
         raise OptionError(f"batch_size must be at least 1, got {batch_size}")
 
 
-def check_vocabulary(corpora: Corpora, d_vocab: int) -> None:
-    """Refuse token ids that a model does not have.
+def check_fits(corpora: Corpora, cfg: Any) -> None:
+    """Refuse rows that a model cannot read: unknown token ids, more positions than it has.
+
+    Only learned positions end: a model with rotations or slopes reads on, if not always well.
+
+    Args:
+        corpora: The text.
+        cfg: The model's configuration.
 
     Raises:
-        CorpusError: A token id is too large: the text was tokenised for another model.
+        CorpusError: The text was tokenised for another model, or its rows are too long.
     """
+    learned = getattr(cfg, "positional_embedding_type", None) == "standard"
     for lang, docs in corpora.documents.items():
         largest = max(int(docs.tokens.max()), corpora.bos_id or 0)
-        if largest >= d_vocab:
+        if largest >= cfg.d_vocab:
             raise CorpusError(
-                f"The text of {lang!r} has token id {largest}, but the model has only {d_vocab} "
-                "tokens: it was tokenised for another model"
+                f"The text of {lang!r} has token id {largest}, but the model has only "
+                f"{cfg.d_vocab} tokens: it was tokenised for another model"
+            )
+        longest = max((end - start for start, end, _ in corpora._rows(docs)), default=0)
+        longest += corpora.bos_id is not None
+        if learned and longest > cfg.n_ctx:
+            raise CorpusError(
+                f"The text of {lang!r} has rows of {longest} tokens, but the model has only "
+                f"{cfg.n_ctx} positions: use ctx_len={cfg.n_ctx} or less"
             )

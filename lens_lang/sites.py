@@ -242,7 +242,7 @@ def check_hooks(model: HookedModel, fwd_hooks: FwdHooks) -> None:
         SiteError: A name is unknown; the message offers near misses.
     """
     for name, _ in fwd_hooks:
-        if name in model.hook_dict:
+        if callable(name) or name in model.hook_dict:  # TransformerLens also takes filters
             continue
         advice = near_misses(name, model.hook_dict)
         if name.endswith("mlp.hook_pre_linear"):

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lingua import Language, LanguageDetectorBuilder
 
-from lens_lang.corpora import Corpora, check_vocabulary, sample_sentences
+from lens_lang.corpora import Corpora, check_fits, sample_sentences
 from lens_lang.errors import CorpusError, LanguageError, OptionError
 
 NINE = ("en", "de", "es", "fr", "id", "ja", "ru", "vi", "zh")
@@ -266,9 +266,17 @@ def test_impossible_batches_and_shares_are_refused(corpora: Corpora) -> None:
 
 
 def test_tokens_of_another_vocabulary_are_refused(corpora: Corpora) -> None:
-    check_vocabulary(corpora, 97)
+    cfg = SimpleNamespace(d_vocab=97, n_ctx=8, positional_embedding_type="rotary")
+    check_fits(corpora, cfg)
     with pytest.raises(CorpusError, match="tokenised for another model"):
-        check_vocabulary(Corpora.from_tokens({"x": [[4]]}, bos_id=50), 50)
+        check_fits(Corpora.from_tokens({"x": [[4]]}, bos_id=97), cfg)
+
+
+def test_rows_longer_than_learned_positions_are_refused(corpora: Corpora) -> None:
+    cfg = SimpleNamespace(d_vocab=97, n_ctx=12, positional_embedding_type="standard")
+    with pytest.raises(CorpusError, match="'en' has rows of 13 tokens, .* only 12 positions: use"):
+        check_fits(corpora, cfg)
+    check_fits(corpora.laid_out(ctx_len=12), cfg)
 
 
 def test_files_of_several_kinds_become_corpora(tmp_path: Path, speller: Any) -> None:

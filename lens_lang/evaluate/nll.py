@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_lang.corpora import Corpora, TokenBatch, check_vocabulary
+from lens_lang.corpora import Corpora, TokenBatch, check_fits
 from lens_lang.errors import ActivationError, CorpusError
 from lens_lang.sites import (
     RESID_POST,
@@ -64,8 +64,8 @@ def document_nll(
         By language; ``nll`` has one row.
     """
     check_hooks(model, fwd_hooks)
-    check_vocabulary(corpora, int(model.cfg.d_vocab))
     corpora = corpora.laid_out(pack=False)
+    check_fits(corpora, model.cfg)
     return {
         lang: nll_of_runs(model, corpora[lang], [fwd_hooks], batch_size=batch_size)
         for lang in corpora.languages

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_lang.corpora import Corpora, check_vocabulary
+from lens_lang.corpora import Corpora, check_fits
 from lens_lang.errors import OptionError, StorageError
 from lens_lang.evaluate.nll import DocumentNLL, nll_of_runs
 from lens_lang.evaluate.significance import (
@@ -363,8 +363,8 @@ def perplexity_matrix(
     if control_on not in ("all", "own"):
         raise OptionError(f"control_on must be all or own, got {control_on!r}")
     check_supported(model)
-    check_vocabulary(corpora, int(model.cfg.d_vocab))
     corpora = corpora.laid_out(pack=False)
+    check_fits(corpora, model.cfg)
     for hooks in interventions.values():
         check_hooks(model, hooks)
     generator = torch.Generator().manual_seed(seed)
