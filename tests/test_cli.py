@@ -578,3 +578,20 @@ def test_demo_tells_its_story_on_stderr_and_its_table_on_stdout(
     assert [row["neurons"] for row in rows] == [len(some) for some in found.values()]
     assert f"LAPE chose {len(found.union())} of {LAYERS * D_MLP} neurons." in err
     assert (tmp_path / "report.html").is_file()
+
+
+def test_full_demo_measures_all_held_out_text_with_controls_on_every_language(
+    spelling_model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("lens_lang.demo.load_model", lambda name: spelling_model)
+    few = {lang: lines[:10] for lang, lines in sample_sentences().items() if lang in ("en", "fr")}
+    monkeypatch.setattr("lens_lang.corpora.sample_sentences", lambda: few)
+    code, out, err = lens_lang("demo", "--out", tmp_path, "--full")
+    assert code == 0, err
+    assert "--full takes" not in err
+    matrix = load(tmp_path / "perplexity.safetensors")
+    assert isinstance(matrix, PerplexityMatrix)
+    assert matrix.n_controls == 5
+    assert not matrix.control.isnan().any()
+    assert f"of {len(matrix.languages)} languages depend on their own neurons" in err
+    assert "passes" in out
