@@ -133,7 +133,7 @@ def collect(
     passes = _Passes(model, bound, sites, fwd_hooks)
     states = _collect_languages(passes, corpora, batch_size, run, progress)
     sums = [
-        {lang: _of_spec(state.sums, position) for lang, state in states.items()}
+        {lang: state.sums[position].stacked() for lang, state in states.items()}
         for position in range(len(specs))
     ]
     n_tokens = {lang: state.n_tokens for lang, state in states.items()}
@@ -172,9 +172,9 @@ def weights_digest(model: HookedModel) -> str:
 
 @dataclass
 class _State:
-    """Sums of one language, and how far they reach."""
+    """Sums of one language, one accumulator per spec, and how far they reach."""
 
-    sums: Sums
+    sums: list[Sums]
     n_tokens: int = 0
     n_batches: int = 0
 
@@ -191,9 +191,9 @@ class _Passes:
     ) -> None:
         self.model, self.specs, self.sites, self.fwd_hooks = model, specs, sites, fwd_hooks
 
-    def sum(self, batch: TokenBatch) -> tuple[Sums, int]:
-        """Run one batch; return its sums and how many tokens they cover."""
-        sums = Sums()
+    def sum(self, batch: TokenBatch) -> tuple[list[Sums], int]:
+        """Run one batch; return every spec's sums and how many tokens they cover."""
+        sums = [Sums() for _ in self.specs]
         totals: dict[tuple[int, str], Tensor] = {}
         values: dict[int, dict[Site, Tensor]] = {}
         counted = batch.mask.flatten().nonzero().flatten()
@@ -208,8 +208,8 @@ class _Passes:
             held = values.setdefault(layer, {})
             held[site] = flat
             if len(held) == len(self.sites):
-                for position, spec in enumerate(self.specs):
-                    spec.update(_Prefixed(sums, position), layer, held)
+                for spec, mine in zip(self.specs, sums, strict=True):
+                    spec.update(mine, layer, held)
                 del values[layer]
 
         readers = [
@@ -226,25 +226,6 @@ class _Passes:
         )
         _check_finite(self.model, totals, batch.language)
         return sums, len(counted)
-
-
-class _Prefixed(Sums):
-    """The part of an accumulator that belongs to one spec."""
-
-    def __init__(self, sums: Sums, position: int) -> None:
-        self._sums, self._position = sums, position
-
-    def add(self, name: str, layer: int, value: Tensor) -> None:
-        self._sums.add(f"{self._position}.{name}", layer, value)
-
-
-def _of_spec(sums: Sums, position: int) -> dict[str, Tensor]:
-    prefix = f"{position}."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in sums.stacked().items()
-        if name.startswith(prefix)
-    }
 
 
 def _check_finite(model: HookedModel, totals: Mapping[tuple[int, str], Tensor], lang: str) -> None:
@@ -268,7 +249,8 @@ def _collect_languages(
             "use fewer shares or a smaller batch_size"
         )
     states = {
-        lang: (run.read(lang) if run else None) or _State(Sums()) for lang in corpora.languages
+        lang: (run.read(lang) if run else None) or _State([Sums() for _ in passes.specs])
+        for lang in corpora.languages
     }
     resumed = sum(state.n_batches for state in states.values())
     if resumed:
@@ -292,7 +274,8 @@ def _collect_languages(
                 continue
             # Sums change only after the whole batch went well: an interruption loses one batch.
             sums, counted = passes.sum(batch)
-            state.sums.merge(sums)
+            for total, part in zip(state.sums, sums, strict=True):
+                total.merge(part)
             state.n_tokens += counted
             state.n_batches += 1
             bar.set_postfix_str(current, refresh=False)
@@ -341,13 +324,23 @@ class _RunFolder:
 
     def write(self, lang: str, state: _State) -> None:
         header = {"language": lang, "n_tokens": state.n_tokens, "n_batches": state.n_batches}
-        write_tensors(self._file(lang), "Sums", header, state.sums.stacked())
+        tensors = {
+            f"{position}.{name}": value
+            for position, sums in enumerate(state.sums)
+            for name, value in sums.stacked().items()
+        }
+        write_tensors(self._file(lang), "Sums", header, tensors)
 
     def read(self, lang: str) -> _State | None:
         if not self._file(lang).exists():
             return None
         _, header, tensors = read_tensors(self._file(lang), "Sums")
-        return _State(Sums.unstacked(tensors), int(header["n_tokens"]), int(header["n_batches"]))
+        by_spec: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            position, name = key.split(".", 1)
+            by_spec.setdefault(int(position), {})[name] = value
+        sums = [Sums.unstacked(by_spec[position]) for position in sorted(by_spec)]
+        return _State(sums, int(header["n_tokens"]), int(header["n_batches"]))
 
     def _file(self, lang: str) -> Path:
         return self.path / "sums" / f"{lang}.safetensors"
