@@ -110,9 +110,11 @@ class Corpora:
         """
         joined = {}
         for lang, docs in documents.items():
-            pieces = [torch.as_tensor(doc, dtype=torch.int64) for doc in docs]
+            pieces = [_token_row(doc, lang) for doc in docs]
             if any(bool((piece < 0).any()) for piece in pieces):
                 raise CorpusError(f"The documents of {lang!r} contain a negative token id")
+            if any(bool((piece >= 2**31).any()) for piece in pieces):
+                raise CorpusError(f"The documents of {lang!r} contain a token id above 2**31 - 1")
             joined[lang] = Documents.join(pieces, [0] * len(pieces))
         pack = ctx_len is not None if pack is None else pack
         corpora = cls(joined, ctx_len=ctx_len, bos_id=bos_id, count_bos=count_bos, pack=pack)
@@ -391,6 +393,8 @@ class Corpora:
             index: Which share, from 0.
             count: How many shares.
         """
+        if self.shard != (0, 1):
+            raise OptionError("These corpora are a share already: share the whole into more parts")
         if not 0 <= index < count:
             raise OptionError(f"Share {index} of {count} does not exist: index runs from 0")
         return replace(self, shard=(index, count))
@@ -498,6 +502,19 @@ def sample_sentences() -> dict[str, list[str]]:
     rows = [json.loads(line) for line in text.splitlines()]
     languages = [key for key in rows[0] if key not in ("key", "topic", "register")]
     return {lang: [row[lang] for row in rows] for lang in languages}
+
+
+def _token_row(document: Any, lang: str) -> Int[Tensor, "doc_token"]:
+    try:
+        row = torch.as_tensor(document)
+    except (TypeError, ValueError, RuntimeError):
+        row = torch.zeros(())  # neither numbers nor a row of them
+    if row.ndim != 1 or (row.is_floating_point() and len(row)):
+        raise CorpusError(
+            f"A document of {lang!r} must be a list of token ids, got {type(document).__name__}: "
+            "give a list of such lists"
+        )
+    return row.to(torch.int64)
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -126,11 +126,18 @@ def tokenise(tokenizer: Any, texts: Iterable[str], *, limit: int | None, lang: s
             raise CorpusError(
                 f"A document of {lang!r} is {type(wrong[0]).__name__}, where text is expected"
             )
-        for text, ids in zip(some, _token_ids(tokenizer, some), strict=True):
+        try:
+            sizes = [len(text.encode("utf-8")) for text in some]
+        except UnicodeEncodeError as error:
+            raise CorpusError(
+                f"A document of {lang!r} has half a surrogate pair at character {error.start}, "
+                "which no encoding can write: remove it from the text"
+            ) from error
+        for size, ids in zip(sizes, _token_ids(tokenizer, some), strict=True):
             if not ids:
                 continue
             pieces.append(torch.tensor(ids, dtype=torch.int32))
-            n_bytes.append(len(text.encode("utf-8")))
+            n_bytes.append(size)
             total += len(ids)
     if not pieces:
         raise CorpusError(f"The text of {lang!r} is empty")

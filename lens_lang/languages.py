@@ -43,6 +43,8 @@ def language_tag(name: str) -> str:
             f"No language is called {name!r}: give a BCP-47 tag such as 'fr', a code such as "
             f"'fra_Latn' or an English name{near_misses(name, (*common, 'Vietnamese', 'Chinese'))}"
         ) from None
+    # Corpora such as FLORES code Arabic as arb and Chinese as cmn; everybody else says ar and zh.
+    language = language.prefer_macrolanguage()
     bare = langcodes.Language.make(language=language.language, territory=language.territory)
     if language.script and bare.maximize().script == language.script:
         language = bare

@@ -95,7 +95,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StorageError(f"There is no file {path}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StorageError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise StorageError(f"{path} holds a JSON {type(content).__name__}, not an object")
@@ -166,8 +166,10 @@ def read_tensors(
     try:
         about = json.loads(metadata[FORMAT])
         version, found, header = about["format_version"], about["class"], about["header"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise StorageError(f"The header of {path} is damaged: {error}") from error
+    if not isinstance(found, str) or not isinstance(header, dict):
+        raise StorageError(f"The header of {path} is damaged: its class or header is malformed")
     if version != FORMAT_VERSION:
         raise StorageError(
             f"{path} has format version {version}, and this lens_lang reads version "

@@ -139,7 +139,7 @@ def _json_rows(path: Path, text_column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorpusError(f"{path}, line {number} is not JSON: {error}") from error
         yield _field(row, text_column, f"{path}, line {number}")
 
@@ -148,7 +148,7 @@ def _csv_rows(path: Path, text_column: str) -> Iterator[str]:
     # Documents may be longer than the reader's default limit of 128 KiB for a field.
     csv.field_size_limit(2**31 - 1)
     try:
-        for number, row in enumerate(csv.DictReader(_lines(path)), 2):
+        for number, row in enumerate(csv.DictReader(_lines(path), strict=True), 2):
             yield _field(row, text_column, f"{path}, row {number}")
     except csv.Error as error:
         raise CorpusError(f"{path} is not readable CSV: {error}") from error
@@ -168,5 +168,5 @@ def _parquet_rows(path: Path, text_column: str) -> Iterator[str]:
             for batch in file.iter_batches(columns=[text_column]):
                 for row in batch.to_pylist():
                     yield _field(row, text_column, str(path))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path} is not a readable parquet file: {error}") from error

@@ -263,6 +263,8 @@ def test_impossible_batches_and_shares_are_refused(corpora: Corpora) -> None:
         next(corpora.batches(0))
     with pytest.raises(OptionError, match="Share 2 of 2 does not exist"):
         corpora.sharded(2, 2)
+    with pytest.raises(OptionError, match="are a share already"):
+        corpora.sharded(0, 2).sharded(1, 2)
 
 
 def test_tokens_of_another_vocabulary_are_refused(corpora: Corpora) -> None:

@@ -24,6 +24,11 @@ from lens_lang.languages import distinct_languages, find_language, language_tag
         ("ind_Latn", "id"),
         ("jpn_Jpan", "ja"),
         ("rus_Cyrl", "ru"),
+        ("cmn_Hans", "zh"),
+        ("arb_Arab", "ar"),
+        ("zsm_Latn", "ms"),
+        ("swh_Latn", "sw"),
+        ("nob_Latn", "nb"),  # not merged with Nynorsk
         ("pt-BR", "pt-BR"),
         ("pt_br", "pt-BR"),
         ("srp_Latn", "sr-Latn"),  # Serbian is usually written in Cyrillic

@@ -35,6 +35,9 @@ CASES = {
     "NeuronSet({MLP_POST: torch.zeros(3)})": "must be Bool[layer neuron], got torch.float32",
     "Corpora.from_texts({'en': 'one string'}, object())": "no tokeniser",
     "Corpora.from_texts({'en': ['a', None]}, SPELLER)": "document of 'en' is NoneType, where text",
+    "Corpora.from_tokens({'x': [5, 9]})": "must be a list of token ids, got int",
+    "Corpora.from_tokens({'x': [[1.7]]})": "must be a list of token ids, got list",
+    "Corpora.from_tokens({'x': 'abc'})": "must be a list of token ids, got str",
     "perplexity_matrix(None, None, {}, control_on='mine')": "control_on must be all or own",
 }
 
