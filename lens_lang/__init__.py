@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lens_lang.corpora import Corpora, TokenBatch, sample_sentences
     from lens_lang.detect.baselines import lap, lave, random_neurons
     from lens_lang.detect.lape import LapeVariant, activation_entropy, lape
+    from lens_lang.detect.plnd import plnd
     from lens_lang.documents import Documents
     from lens_lang.errors import (
         ActivationError,
@@ -36,12 +37,15 @@ if TYPE_CHECKING:
     )
     from lens_lang.evaluate.nll import DocumentNLL
     from lens_lang.evaluate.perplexity import PerplexityMatrix, perplexity_matrix
+    from lens_lang.importance import Importance
     from lens_lang.intervene import ablate, add, matched_control, replace, scale, steer
     from lens_lang.languages import language_tag
     from lens_lang.models import load_model
     from lens_lang.neurons import LanguageNeurons, NeuronSet, random_like
     from lens_lang.page import report
+    from lens_lang.regions import Regions
     from lens_lang.results import load
+    from lens_lang.scoring import PLNDImportance
     from lens_lang.sites import (
         ATTN_K,
         ATTN_Q,
@@ -65,6 +69,7 @@ _HOMES = {
     "corpora": ("Corpora", "TokenBatch", "sample_sentences"),
     "detect.baselines": ("lap", "lave", "random_neurons"),
     "detect.lape": ("LapeVariant", "activation_entropy", "lape"),
+    "detect.plnd": ("plnd",),
     "documents": ("Documents",),
     "errors": (
         "ActivationError",
@@ -80,12 +85,15 @@ _HOMES = {
     ),
     "evaluate.nll": ("DocumentNLL",),
     "evaluate.perplexity": ("PerplexityMatrix", "perplexity_matrix"),
+    "importance": ("Importance",),
     "intervene": ("ablate", "add", "matched_control", "replace", "scale", "steer"),
     "languages": ("language_tag",),
     "models": ("load_model",),
     "neurons": ("LanguageNeurons", "NeuronSet", "random_like"),
     "page": ("report",),
+    "regions": ("Regions",),
     "results": ("load",),
+    "scoring": ("PLNDImportance",),
     "sites": (
         "ATTN_K",
         "ATTN_Q",

@@ -25,13 +25,13 @@ from lens_lang.sites import (
     HookedModel,
     Site,
     check_hooks,
-    flat_neurons,
+    has_neurons,
     model_name,
     n_layers,
     preflight,
     run_until,
 )
-from lens_lang.stats import BoundSpec, ResultT, Spec, Sums
+from lens_lang.specs import BoundSpec, Reading, ResultT, Spec, Sums
 from lens_lang.storage import (
     read_json,
     read_tensors,
@@ -114,6 +114,7 @@ def collect(
             "fwd_hooks: leave out run_dir and save the results yourself"
         )
     bound = [spec.bind(model) for spec in specs]
+    corpora, cut = _rows_for(bound, corpora)
     sites = list(dict.fromkeys(site for spec in bound for site in spec.sites))
     preflight(model, sites)
     check_hooks(model, fwd_hooks)
@@ -121,7 +122,7 @@ def collect(
     provenance = {
         "model": model_name(model),
         "weights": weights_digest(model),
-        "corpora": corpora.describe(),
+        "corpora": {**corpora.describe(), **cut},
         "fwd_hooks": [name for name, _ in fwd_hooks],
         "versions": versions(),
     }
@@ -145,6 +146,31 @@ def collect(
         for name, result in zip(_file_names(results), results, strict=True):
             result.save(Path(run_dir) / name)
     return results[0] if len(results) == 1 else results
+
+
+def _rows_for(
+    specs: Sequence[BoundSpec[Any]], corpora: Corpora
+) -> tuple[Corpora, dict[str, dict[str, int]]]:
+    """Lay the corpora out as the specs need them; say which documents that cut or left out."""
+    limits = {spec.document_tokens for spec in specs}
+    if limits == {None}:
+        return corpora, {}
+    longest = min(limit for limit in limits if limit is not None)
+    documents = corpora.one_document_a_row(max_tokens=longest)
+    cut = corpora.cut_documents(max_tokens=longest)
+    cut = {f"documents {what}": counts for what, counts in cut.items() if counts}
+    # Whatever is counted by the token must see the rows that it was given.
+    if len(limits) > 1 and (corpora.pack or cut):
+        raise OptionError(
+            f"One spec reads whole documents of at most {longest} tokens, another any rows: "
+            "collect them in two calls, or give corpora laid out with pack=False whose documents "
+            "need no cutting"
+        )
+    for what, counts in cut.items():
+        numbers = ", ".join(f"{lang} {n}" for lang, n in counts.items())
+        why = f"at {longest} tokens" if what.endswith("cut") else "for having one token"
+        logger.warning("%s %s: %s", what, why, numbers)
+    return documents, cut
 
 
 def _file_names(results: Sequence[Any]) -> list[str]:
@@ -196,21 +222,18 @@ class _Passes:
         sums = [Sums() for _ in self.specs]
         totals: dict[tuple[int, str], Tensor] = {}
         values: dict[int, dict[Site, Tensor]] = {}
-        counted = batch.mask.flatten().nonzero().flatten()
-        everything = len(counted) == batch.mask.numel()
 
         def read(activations: Tensor, hook: Any, site: Site, layer: int) -> None:
-            flat = flat_neurons(activations, site).flatten(0, 1)
-            if not everything:
-                flat = flat.index_select(0, counted.to(flat.device))
-            # One number per layer shows NaN and infinity, for a hundredth of the layer's time.
-            totals[layer, site.name] = flat.sum(dtype=torch.float32)
             held = values.setdefault(layer, {})
-            held[site] = flat
-            if len(held) == len(self.sites):
-                for spec, mine in zip(self.specs, sums, strict=True):
-                    spec.update(mine, layer, held)
-                del values[layer]
+            held[site] = activations
+            if len(held) < len(self.sites):
+                return
+            reading = Reading(layer, values.pop(layer), batch.mask)
+            for each in filter(has_neurons, self.sites):
+                # One number per layer shows NaN and infinity, for a hundredth of its time.
+                totals[layer, each.name] = reading.tokens(each).sum(dtype=torch.float32)
+            for spec, mine in zip(self.specs, sums, strict=True):
+                spec.update(mine, reading)
 
         readers = [
             (site.at(layer), partial(read, site=site, layer=layer))
@@ -225,7 +248,7 @@ class _Passes:
             readers=readers,
         )
         _check_finite(self.model, totals, batch.language)
-        return sums, len(counted)
+        return sums, int(batch.mask.sum())
 
 
 def _check_finite(model: HookedModel, totals: Mapping[tuple[int, str], Tensor], lang: str) -> None:

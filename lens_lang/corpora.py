@@ -337,6 +337,53 @@ class Corpora:
             pack=self.pack if pack is None else pack,
         )
 
+    def one_document_a_row(self, *, max_tokens: int) -> "Corpora":
+        """Give every document one row, cut at a number of tokens; longest first.
+
+        Documents with fewer than two tokens, BOS among them, are left out: nothing precedes
+        their token, so they say nothing about attention. `cut_documents` counts both kinds.
+
+        Args:
+            max_tokens: Tokens of text in a row, at most; BOS comes on top.
+
+        Raises:
+            CorpusError: A language has no document left.
+        """
+        if max_tokens < 1:
+            raise OptionError(f"max_tokens must be at least 1, got {max_tokens}")
+        rows = {}
+        for lang, docs in self.documents.items():
+            lengths = docs.lengths
+            order = lengths.argsort(descending=True, stable=True)
+            kept = order[lengths[order] >= self._fewest_tokens]
+            if not len(kept):
+                raise CorpusError(
+                    f"{lang!r} has no document of at least {self._fewest_tokens} tokens"
+                )
+            rows[lang] = docs.select(kept.tolist()).cut_each(max_tokens)
+        return replace(self, documents=rows, ctx_len=None, pack=False)
+
+    def cut_documents(self, *, max_tokens: int) -> dict[str, dict[str, int]]:
+        """Return how many documents `one_document_a_row` would cut, and leave out.
+
+        Returns:
+            ``{"cut": {lang: n}, "left out": {lang: n}}``, with the languages that have any.
+        """
+        found: dict[str, dict[str, int]] = {"cut": {}, "left out": {}}
+        for lang, docs in self.documents.items():
+            for what, those in (
+                ("cut", docs.lengths > max_tokens),
+                ("left out", docs.lengths < self._fewest_tokens),
+            ):
+                if bool(those.any()):
+                    found[what][lang] = int(those.sum())
+        return found
+
+    @property
+    def _fewest_tokens(self) -> int:
+        """Tokens that a document needs for one of them to attend to another."""
+        return 2 - (self.bos_id is not None)
+
     def split(self, fraction: float, *, seed: int) -> tuple["Corpora", "Corpora"]:
         """Divide the documents at random, for example into a part to search and one to judge.
 

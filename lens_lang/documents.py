@@ -1,6 +1,6 @@
 """The documents of one language as token ids, end to end in one tensor."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
@@ -39,9 +39,17 @@ class Documents:
     def __len__(self) -> int:
         return len(self.ends)
 
+    def __iter__(self) -> Iterator[Int[Tensor, "doc_token"]]:
+        return (self[number] for number in range(len(self)))
+
     def __getitem__(self, number: int) -> Int[Tensor, "doc_token"]:
         start = int(self.ends[number - 1]) if number else 0
         return self.tokens[start : int(self.ends[number])]
+
+    @property
+    def lengths(self) -> Int[Tensor, "doc"]:
+        """Tokens of each document."""
+        return self.ends.diff(prepend=self.ends.new_zeros(1))
 
     @classmethod
     def join(cls, pieces: Iterable[Tensor], n_bytes: Iterable[int]) -> "Documents":
@@ -57,6 +65,12 @@ class Documents:
         """Return some of the documents, in the given order."""
         chosen = [self[number] for number in numbers]
         return Documents.join(chosen, self.n_bytes[list(numbers)].tolist())
+
+    def cut_each(self, limit: int) -> "Documents":
+        """Keep the first tokens of every document; bytes are prorated as in `cut`."""
+        kept = self.lengths.clamp(max=limit)
+        n_bytes = (self.n_bytes * kept / self.lengths.clamp(min=1)).round().long()
+        return Documents.join([doc[:limit] for doc in self], n_bytes.tolist())
 
     def cut(self, limit: int) -> "Documents":
         """Keep the first tokens; the bytes of a cut document are prorated by its tokens."""

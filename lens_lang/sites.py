@@ -109,6 +109,19 @@ SITES: Mapping[str, Site] = {
 }
 """Every site by name."""
 
+MLP_OUT = Site("mlp_out", "blocks.{layer}.hook_mlp_out")
+"""What the MLP adds to the residual stream: behind its post-norm, where there is one."""
+ATTN_PATTERN = Site("attn_pattern", "blocks.{layer}.attn.hook_pattern")
+"""Attention pattern, ``batch head query key``."""
+ROTARY_COS = Site("rotary_cos", "blocks.{layer}.attn.hook_cos")
+"""Cosines of the rotation at each position; only bridges have it."""
+ROTARY_SIN = Site("rotary_sin", "blocks.{layer}.attn.hook_sin")
+"""Sines of the rotation at each position; only bridges have it."""
+POST_NORMALIZED = Site("post_normalized", "blocks.{layer}.ln2_post.hook_normalized")
+"""The MLP's output divided by its root mean square, where a norm follows the MLP."""
+POST_SCALE = Site("post_scale", "blocks.{layer}.ln2_post.hook_scale")
+"""That root mean square."""
+
 _PER_HEAD = (ATTN_Q, ATTN_K, ATTN_V, ATTN_Z)
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -136,6 +149,16 @@ def find_site(name: str) -> Site:
     if name not in SITES:
         raise SiteError(f"There is no site {name!r}{near_misses(name, SITES)}")
     return SITES[name]
+
+
+def has_neurons(site: Site) -> bool:
+    """Say whether a site's last axes number neurons; patterns, tables and scales have none.
+
+    Examples:
+        >>> has_neurons(MLP_POST), has_neurons(ATTN_PATTERN)
+        (True, False)
+    """
+    return site.name in SITES
 
 
 def switch_site(site: Site) -> Site:
@@ -318,7 +341,7 @@ def preflight(model: HookedModel, sites: Sequence[Site]) -> dict[Site, int]:
         sites: The sites that are about to be used.
 
     Returns:
-        Neurons per layer of each site.
+        Neurons per layer of each site that has any.
 
     Raises:
         SiteError: A hook point is missing, silent, fires twice, or has another width.
@@ -339,9 +362,9 @@ def preflight(model: HookedModel, sites: Sequence[Site]) -> dict[Site, int]:
     # The whole pass, unlike `run_until`: only so can a second firing be seen.
     with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
         model(probe)
-    widths = {site: site_width(model, site) for site in sites}
+    widths = {site: site_width(model, site) for site in sites if has_neurons(site)}
     for name, site in names.items():
-        _check_firing(model, name, shapes[name], widths[site])
+        _check_firing(model, name, shapes[name], widths.get(site))
     return widths
 
 
@@ -349,7 +372,9 @@ def _ignore(values: Tensor, hook: Any) -> None:
     """A hook that does nothing."""
 
 
-def _check_firing(model: HookedModel, name: str, shapes: list[torch.Size], width: int) -> None:
+def _check_firing(
+    model: HookedModel, name: str, shapes: list[torch.Size], width: int | None
+) -> None:
     if len(shapes) != 1:
         times = f"{len(shapes)} times" if shapes else "never"
         raise SiteError(
@@ -357,7 +382,7 @@ def _check_firing(model: HookedModel, name: str, shapes: list[torch.Size], width
             "count is wrong; it must fire exactly once"
         )
     found = shapes[0][2:].numel()
-    if found != width:
+    if width is not None and found != width:
         raise SiteError(
             f"{name!r} of {model_name(model)} is {found} wide, but the weights say {width} "
             "neurons: this hook point does not hold the neurons of this layer"

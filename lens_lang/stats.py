@@ -1,14 +1,14 @@
-"""What to sum over the tokens of a language, and what came out.
+"""What to sum over the tokens of a language, and what came out: firing and mean activation.
 
-A *spec* says what is read at which site and how it is summed; `lens_lang.collect` runs a model
-and fills the sums. A *result* is frozen data with one row per language. Sums add, so results of
-two halves of a corpus, of two machines or of two days are joined with ``+``.
+`lens_lang.collect` runs a model and fills the sums that a spec asks for. A *result* is frozen data
+with one row per language. Sums add, so results of two halves of a corpus, of two machines or of
+two days are joined with ``+``.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,92 +26,11 @@ from lens_lang.sites import (
     gate_activation,
     is_gated,
 )
+from lens_lang.specs import Reading, Sums
 from lens_lang.storage import read_tensors, write_tensors
 
 Space = Literal["gate", "product", "up"]
 """Which value of an MLP neuron: act(gate), act(gate) * up, or up."""
-
-
-class Sums:
-    """Running sums by name and layer: int64 for counts, float64 for everything else.
-
-    They live where the activations are, so that a model spread over devices never waits for
-    the CPU; `stacked` brings them together.
-    """
-
-    def __init__(self) -> None:
-        self._held: dict[tuple[str, int], Tensor] = {}
-
-    def add(self, name: str, layer: int, value: Tensor) -> None:
-        """Add one layer's contribution of one batch to the sum called `name`."""
-        if value.device.type == "mps":  # has no float64
-            value = value.cpu()
-        value = value.to(torch.float64 if value.is_floating_point() else torch.int64)
-        held = self._held.get((name, layer))
-        self._held[name, layer] = value if held is None else held.to(value.device) + value
-
-    def merge(self, other: "Sums") -> None:
-        """Add all of another accumulator's sums to this one's."""
-        for (name, layer), value in other._held.items():
-            self.add(name, layer, value)
-
-    def stacked(self) -> dict[str, Tensor]:
-        """Return every sum with its layers stacked along the first axis, on the CPU."""
-        names = dict.fromkeys(name for name, _ in self._held)
-        return {
-            name: torch.stack(
-                [self._held[key].cpu() for key in sorted(self._held) if key[0] == name]
-            )
-            for name in names
-        }
-
-    @classmethod
-    def unstacked(cls, sums: Mapping[str, Tensor]) -> "Sums":
-        """Rebuild an accumulator from what `stacked` returned."""
-        self = cls()
-        for name, layers in sums.items():
-            for layer, value in enumerate(layers):
-                self.add(name, layer, value.clone())
-        return self
-
-
-ResultT = TypeVar("ResultT", covariant=True)
-
-
-@runtime_checkable
-class Spec(Protocol[ResultT]):
-    """What `collect` asks of a statistic.
-
-    A spec is a frozen dataclass: its fields are its options, and are recorded with the run.
-    """
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    def bind(self, model: HookedModel) -> "BoundSpec[ResultT]":
-        """Fit the spec to a model."""
-        ...
-
-
-@runtime_checkable
-class BoundSpec(Protocol[ResultT]):
-    """A spec that knows its model: what it reads, how it sums, what it makes of the sums."""
-
-    @property
-    def sites(self) -> Sequence[Site]:
-        """What `update` must be given."""
-        ...
-
-    def update(
-        self, sums: Sums, layer: int, values: Mapping[Site, Float[Tensor, "token neuron"]]
-    ) -> None:
-        """Add one batch's values of one layer. Only tokens that count are given."""
-        ...
-
-    def result(
-        self, sums: Mapping[str, Mapping[str, Tensor]], n_tokens: Mapping[str, int]
-    ) -> ResultT:
-        """Make the result from the stacked sums of every language."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,16 +112,16 @@ class ActivationFrequency:
 
 
 class _BoundFrequency:
+    document_tokens = None
+
     def __init__(self, spec: ActivationFrequency) -> None:
         self.spec = spec
         self.sites = (spec.site,)
 
-    def update(
-        self, sums: Sums, layer: int, values: Mapping[Site, Float[Tensor, "token neuron"]]
-    ) -> None:
-        fires: Bool[Tensor, "token neuron"] = values[self.spec.site] > self.spec.threshold
+    def update(self, sums: Sums, reading: Reading) -> None:
+        fires: Bool[Tensor, "token neuron"] = reading.tokens(self.spec.site) > self.spec.threshold
         # int32 halves the time of the sum, and no batch has two thousand million tokens
-        sums.add("count", layer, fires.sum(0, dtype=torch.int32))
+        sums.add("count", reading.layer, fires.sum(0, dtype=torch.int32))
 
     def result(
         self, sums: Mapping[str, Mapping[str, Tensor]], n_tokens: Mapping[str, int]
@@ -309,18 +228,18 @@ class MeanActivation:
 
 
 class _BoundMean:
+    document_tokens = None
+
     def __init__(self, space: Space, site: Site, activation: Any) -> None:
         self.space, self.activation = space, activation
         self.sites = (site,)
 
-    def update(
-        self, sums: Sums, layer: int, values: Mapping[Site, Float[Tensor, "token neuron"]]
-    ) -> None:
-        value = values[self.sites[0]].float()
+    def update(self, sums: Sums, reading: Reading) -> None:
+        value = reading.tokens(self.sites[0]).float()
         if self.activation is not None:
             value = self.activation(value)
-        sums.add("sum", layer, value.sum(0))
-        sums.add("sum_sq", layer, value.square().sum(0))
+        sums.add("sum", reading.layer, value.sum(0))
+        sums.add("sum_sq", reading.layer, value.square().sum(0))
 
     def result(
         self, sums: Mapping[str, Mapping[str, Tensor]], n_tokens: Mapping[str, int]
@@ -390,10 +309,10 @@ def _added(mine: AnyResult, theirs: AnyResult) -> AnyResult:
                 f"{tuple(right.shape)}: they were made with different models"
             )
         values[name] = left + right[order]
-    return type(mine)(**values, provenance=_joined(mine.provenance, theirs.provenance))
+    return type(mine)(**values, provenance=joined_provenance(mine.provenance, theirs.provenance))
 
 
-def _joined(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+def joined_provenance(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what two provenances agree on, and list both where they differ."""
     joined: dict[str, Any] = {}
     for key in {**mine, **theirs}:
@@ -427,14 +346,3 @@ def _load(cls: type[AnyResult], path: str | Path) -> AnyResult:
         return cls(**values, provenance=header["provenance"])
     except (KeyError, TypeError) as error:
         raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
-
-
-__all__ = [
-    "ActivationFrequency",
-    "Activations",
-    "BoundSpec",
-    "Frequency",
-    "MeanActivation",
-    "Spec",
-    "Sums",
-]

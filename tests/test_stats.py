@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lens_lang.errors import LanguageError, ShapeError, StorageError
 from lens_lang.sites import MLP_POST, MLP_PRE
-from lens_lang.stats import ActivationFrequency, Activations, Frequency, Sums
+from lens_lang.specs import Sums
+from lens_lang.stats import ActivationFrequency, Activations, Frequency
 
 LANGUAGES = ("en", "fr", "zh")
 

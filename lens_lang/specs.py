@@ -1,0 +1,134 @@
+"""What a statistic is to the loop that collects it: a spec, what it is given, what it adds up.
+
+A *spec* says what is read at which sites and how it is summed. `lens_lang.collect` binds it to a
+model, gives it a `Reading` of every layer of every batch, and keeps its `Sums`, which add.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lens_lang.sites import HookedModel, Site, flat_neurons
+
+
+class Sums:
+    """Running sums by name and layer: int64 for counts, float64 for everything else.
+
+    They live where the activations are, so that a model spread over devices never waits for
+    the CPU; `stacked` brings them together.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[str, int], Tensor] = {}
+
+    def add(self, name: str, layer: int, value: Tensor) -> None:
+        """Add one layer's contribution of one batch to the sum called `name`."""
+        if value.device.type == "mps":  # has no float64
+            value = value.cpu()
+        value = value.to(torch.float64 if value.is_floating_point() else torch.int64)
+        held = self._held.get((name, layer))
+        self._held[name, layer] = value if held is None else held.to(value.device) + value
+
+    def merge(self, other: "Sums") -> None:
+        """Add all of another accumulator's sums to this one's."""
+        for (name, layer), value in other._held.items():
+            self.add(name, layer, value)
+
+    def stacked(self) -> dict[str, Tensor]:
+        """Return every sum with its layers stacked along the first axis, on the CPU."""
+        names = dict.fromkeys(name for name, _ in self._held)
+        return {
+            name: torch.stack(
+                [self._held[key].cpu() for key in sorted(self._held) if key[0] == name]
+            )
+            for name in names
+        }
+
+    @classmethod
+    def unstacked(cls, sums: Mapping[str, Tensor]) -> "Sums":
+        """Rebuild an accumulator from what `stacked` returned."""
+        self = cls()
+        for name, layers in sums.items():
+            for layer, value in enumerate(layers):
+                self.add(name, layer, value.clone())
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The activations of one layer on one batch, as a spec is given them.
+
+    Attributes:
+        layer: The layer.
+        values: What each hook received, batch and position first; padding is among them.
+        mask: True at the positions that count: no padding, and BOS only if the corpora say so.
+    """
+
+    layer: int
+    values: Mapping[Site, Tensor]
+    mask: Bool[Tensor, "batch pos"]
+    _tokens: dict[Site, Tensor] = field(default_factory=dict, repr=False)
+
+    def tokens(self, site: Site) -> Float[Tensor, "token neuron"]:
+        """Return the activations at the positions that count, heads flattened.
+
+        Examples:
+            >>> from lens_lang.sites import MLP_POST
+            >>> reading = Reading(
+            ...     0, {MLP_POST: torch.tensor([[[1.0], [2.0]]])}, torch.tensor([[True, False]]))
+            >>> reading.tokens(MLP_POST).tolist()
+            [[1.0]]
+        """
+        if site not in self._tokens:
+            flat = flat_neurons(self.values[site], site).flatten(0, 1)
+            if not bool(self.mask.all()):
+                counted = self.mask.flatten().nonzero().flatten()
+                flat = flat.index_select(0, counted.to(flat.device))
+            self._tokens[site] = flat
+        return self._tokens[site]
+
+
+ResultT = TypeVar("ResultT", covariant=True)
+
+
+@runtime_checkable
+class Spec(Protocol[ResultT]):
+    """What `collect` asks of a statistic.
+
+    A spec is a frozen dataclass: its fields are its options, and are recorded with the run.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def bind(self, model: HookedModel) -> "BoundSpec[ResultT]":
+        """Fit the spec to a model."""
+        ...
+
+
+@runtime_checkable
+class BoundSpec(Protocol[ResultT]):
+    """A spec that knows its model: what it reads, how it sums, what it makes of the sums."""
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """What `update` must be given."""
+        ...
+
+    @property
+    def document_tokens(self) -> int | None:
+        """None if any rows will do; else every row must be a document, cut at so many tokens."""
+        ...
+
+    def update(self, sums: Sums, reading: Reading) -> None:
+        """Add one layer of one batch."""
+        ...
+
+    def result(
+        self, sums: Mapping[str, Mapping[str, Tensor]], n_tokens: Mapping[str, int]
+    ) -> ResultT:
+        """Make the result from the stacked sums of every language."""
+        ...
