@@ -383,8 +383,11 @@ def _differences(
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec's options as JSON values; a site, which asdict takes apart, by its name."""
-    return {
-        key: value["name"] if isinstance(value, dict) and "hook" in value else value
-        for key, value in options.items()
-    }
+    """A spec's options as JSON values; sites, which asdict takes apart, by their names."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return value["name"] if "hook" in value else {k: plain(x) for k, x in value.items()}
+        return [plain(x) for x in value] if isinstance(value, tuple | list) else value
+
+    return {key: plain(value) for key, value in options.items()}

@@ -47,8 +47,8 @@ class Importance:
     """
 
     languages: tuple[str, ...]
-    score_sum: Mapping[Site, Float[Tensor, "lang layer neuron"]]
-    hits: Mapping[Site, Int[Tensor, "lang layer neuron"]]
+    score_sum: Mapping[Site, Float[Tensor, "lang layer _neuron"]]
+    hits: Mapping[Site, Int[Tensor, "lang layer _neuron"]]
     n_documents: Int[Tensor, "lang"]
     n_tokens: Int[Tensor, "lang"]
     rule: Mapping[str, Any] = field(default_factory=dict)

@@ -30,8 +30,8 @@ class Regions:
         {'understanding': (0, 7), 'task': (8, 29), 'generation': (30, 31)}
     """
 
-    understanding: float = 0.25
-    generation: float = 0.06
+    understanding: int | float = 0.25
+    generation: int | float = 0.06
 
     def __post_init__(self) -> None:
         for name in ("understanding", "generation"):
@@ -80,7 +80,7 @@ class Regions:
         }
 
 
-def _number(part: float, n_layers: int) -> int:
+def _number(part: int | float, n_layers: int) -> int:
     return max(round(part * n_layers), 1) if 0 < part < 1 else int(part)
 
 

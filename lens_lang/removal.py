@@ -32,8 +32,13 @@ Side = Literal["q", "k"]
 """Whose columns are removed: the queries' or the keys'."""
 
 
+def row_norms(weight: Float[Tensor, "neuron d_model"]) -> Float[Tensor, "neuron"]:
+    """Return the norm of what each neuron writes: of the rows of an output projection."""
+    return torch.linalg.vector_norm(weight, dim=1)
+
+
 def mlp_importance(
-    post: Float[Tensor, "pos neuron"], w_out: Float[Tensor, "neuron d_model"]
+    post: Float[Tensor, "pos neuron"], norms: Float[Tensor, "neuron"]
 ) -> Float[Tensor, "neuron"]:
     """Return the change in an MLP's output without each neuron.
 
@@ -43,22 +48,46 @@ def mlp_importance(
 
     Args:
         post: Input of the down-projection.
-        w_out: The down-projection.
+        norms: `row_norms` of the down-projection.
 
     Examples:
-        >>> mlp_importance(torch.tensor([[3.0], [4.0]]), torch.tensor([[0.0, 2.0]])).tolist()
+        >>> mlp_importance(torch.tensor([[3.0], [4.0]]), torch.tensor([2.0])).tolist()
         [10.0]
     """
-    return torch.linalg.vector_norm(post, dim=0) * torch.linalg.vector_norm(w_out, dim=1)
+    return torch.linalg.vector_norm(post, dim=0) * norms
+
+
+@dataclass(frozen=True, eq=False)
+class NormedOutput:
+    """A down-projection and the norm behind it, as Gemma 2 and 3 have it.
+
+    Attributes:
+        w_out: The down-projection.
+        norm: The norm.
+        size: Squared norm of each neuron's row.
+        size_gained: The same of the row times the norm's gain.
+    """
+
+    w_out: Float[Tensor, "neuron d_model"]
+    norm: RMSNorm
+    size: Float[Tensor, "neuron"]
+    size_gained: Float[Tensor, "neuron"]
+
+    @classmethod
+    def of(cls, w_out: Float[Tensor, "neuron d_model"], norm: RMSNorm) -> "NormedOutput":
+        """Take both, and what of them is needed again and again."""
+        square = w_out.square()
+        return cls(w_out, norm, square.sum(1), square @ norm.gain.square())
 
 
 def mlp_importance_behind_norm(
-    post: Float[Tensor, "pos neuron"],
-    w_out: Float[Tensor, "neuron d_model"],
-    normalized: Float[Tensor, "pos d_model"],
-    rms: Float[Tensor, "pos 1"],
-    norm: RMSNorm,
-) -> Float[Tensor, "neuron"]:
+    post: Float[Tensor, "token neuron"],
+    normalized: Float[Tensor, "token d_model"],
+    rms: Float[Tensor, "token 1"],
+    *,
+    output: NormedOutput,
+    lengths: Sequence[int],
+) -> Float[Tensor, "doc neuron"]:
     """Return the change behind the norm that follows the MLP in Gemma 2 and 3.
 
     Without neuron k the MLP gives ``y - h w``, with h = post[t, k] and w = w_out[k], and its root
@@ -66,30 +95,33 @@ def mlp_importance_behind_norm(
     ``gain * ((1 - rest) y - h w) / rest``, whose square needs only products of y with w.
 
     Args:
-        post: Input of the down-projection.
-        w_out: The down-projection.
+        post: Input of the down-projection, for the tokens of several documents.
         normalized: The MLP's output over its root mean square: ``y / rms``.
         rms: That root mean square, with the norm's epsilon.
-        norm: The norm.
+        output: The down-projection and the norm.
+        lengths: Tokens of each document; the documents lie end to end.
     """
-    square_gain = norm.gain.square()
-    size, size_gained = w_out.square().sum(1), w_out.square() @ square_gain
+    square_gain = output.norm.gain.square()
     whole_gained = (normalized.square() @ square_gain)[:, None]
     # one product for both: with y itself, and with y weighted by the squared gain
-    products = torch.cat([normalized, normalized * square_gain]) @ w_out.T
+    products = torch.cat([normalized, normalized * square_gain]) @ output.w_out.T
     along, along_gained = products[: len(post)], products[len(post) :]
-    smallest = norm.eps / rms.square()
-    total = torch.zeros_like(size)
-    # All in units of rms; few rows at a time, which stay in the cache, and are written over.
-    for rows in slices(len(post), _ROWS):
-        h = post[rows] / rms[rows]
-        lost = (2 * along[rows]).sub_(h * size).mul_(h).div_(w_out.shape[1])
-        square_rest = torch.maximum(1 - lost, smallest[rows])
-        less = lost.div_(square_rest.sqrt().add_(1))  # 1 - rest, not as a small difference
-        change = (less * whole_gained[rows]).sub_((h * along_gained[rows]).mul_(2)).mul_(less)
-        change.add_(h.square_().mul_(size_gained)).div_(square_rest)
-        total += change.sum(0)
-    return total.clamp(min=0).sqrt()
+    smallest = output.norm.eps / rms.square()
+    totals = post.new_zeros(len(lengths), len(output.size))
+    start = 0
+    for total, length in zip(totals, lengths, strict=True):
+        # All in units of rms; few rows at a time, which stay in the cache and are written over.
+        for few in slices(length, _ROWS):
+            rows = slice(start + few.start, start + few.stop)
+            h = post[rows] / rms[rows]
+            lost = (2 * along[rows]).sub_(h * output.size).mul_(h).div_(output.w_out.shape[1])
+            square_rest = torch.maximum(1 - lost, smallest[rows])
+            less = lost.div_(square_rest.sqrt().add_(1))  # 1 - rest, not as a small difference
+            change = (less * whole_gained[rows]).sub_((h * along_gained[rows]).mul_(2)).mul_(less)
+            change.add_(h.square_().mul_(output.size_gained)).div_(square_rest)
+            total += change.sum(0)
+        start += length
+    return totals.clamp(min=0).sqrt()
 
 
 def value_gram(
@@ -128,13 +160,6 @@ def value_importance(
             product = (heads[one] * heads[two]).sum(0) * gram[..., one, two]
             square += product if one == two else 2 * product
     return square.clamp(min=0).sqrt().flatten()
-
-
-def output_importance(
-    z: Float[Tensor, "pos head d_head"], w_o: Float[Tensor, "head d_head d_model"]
-) -> Float[Tensor, "neuron"]:
-    """Return the change in the attention output without each row of the output projection."""
-    return mlp_importance(z.flatten(1), w_o.flatten(0, 1))
 
 
 def pattern_importance(

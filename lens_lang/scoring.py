@@ -10,13 +10,13 @@ summed is, for every neuron, the number of documents in which it was important, 
 removed and the change is compared (`lens_lang.removal_check`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_lang.attention import (
@@ -31,11 +31,13 @@ from lens_lang.errors import ModelError, OptionError, near_misses
 from lens_lang.first_order import first_order_importance
 from lens_lang.importance import Importance
 from lens_lang.removal import (
+    NormedOutput,
+    Side,
     mlp_importance,
     mlp_importance_behind_norm,
-    output_importance,
     pattern_importance,
     released_pattern_score,
+    row_norms,
     value_gram,
     value_importance,
 )
@@ -97,7 +99,7 @@ class PLNDImportance:
     """
 
     top_k: Mapping[str, int | float] | None = None
-    eps: Mapping[str, float] | None = None
+    eps: Mapping[str, int | float] | None = None
     mode: Mode = "exact"
     target: Target = "pattern"
     max_tokens: int = 512
@@ -121,7 +123,7 @@ class PLNDImportance:
             )
         self.thresholds()
 
-    def thresholds(self) -> dict[Site, float]:
+    def thresholds(self) -> dict[Site, int | float]:
         """Return the number, the share, or the score that makes a neuron high, by site."""
         given = self.eps if self.eps is not None else self.top_k or _TOP_K
         known = (*_SITE_OF, "attn")
@@ -167,10 +169,11 @@ class PLNDImportance:
 class _Weights:
     """What the closed forms need of one layer's weights."""
 
-    out: Float[Tensor, "neuron d_model"]
+    out_norms: Float[Tensor, "neuron"]
     o: Float[Tensor, "head d_head d_model"]
+    o_norms: Float[Tensor, "head_channel"]
     gram: Float[Tensor, "kv_head d_head group group"]
-    post_norm: RMSNorm | None
+    behind_norm: NormedOutput | None
     rule: AttentionRule | None
 
 
@@ -212,11 +215,18 @@ class _BoundImportance:
                 f"The weights of {model_name(model)} are quantised and cannot be read, which the "
                 "closed forms of PLND need: load the model unquantised"
             ) from error
-        norm = None
+        behind_norm = None
         if self.post_norm:
             norm = RMSNorm.of(block.ln2_post, block.mlp.W_out[0])
-        rule = attention_rule(model, layer) if self.patterned else None
-        return _Weights(out, o, value_gram(o, o.shape[0] // self.group), norm, rule)
+            behind_norm = NormedOutput.of(out, norm)
+        return _Weights(
+            out_norms=row_norms(out),
+            o=o,
+            o_norms=row_norms(o.flatten(0, 1)),
+            gram=value_gram(o, o.shape[0] // self.group),
+            behind_norm=behind_norm,
+            rule=attention_rule(model, layer) if self.patterned else None,
+        )
 
     def update(self, sums: Sums, reading: Reading) -> None:
         scores = self.scores(reading)
@@ -229,70 +239,62 @@ class _BoundImportance:
         n_documents = len(next(iter(scores.values())))
         sums.add("n_documents", reading.layer, torch.tensor(n_documents))
 
-    def scores(self, reading: Reading) -> dict[Site, Float[Tensor, "doc neuron"]]:
+    def scores(self, reading: Reading) -> dict[Site, Float[Tensor, "doc _neuron"]]:
         """Score every neuron of one layer for every document of a batch."""
-        found: dict[Site, list[Tensor]] = {site: [] for site in self.spec.sites}
+        wanted, found = self.spec.sites, {}
+        if MLP_POST in wanted:
+            found[MLP_POST] = self._mlp(reading)
+        if self.patterned:
+            found.update(self._patterns(reading))
+        if ATTN_V in wanted or ATTN_Z in wanted:
+            found.update(self._weighted_values(reading))
+        return {site: found[site] for site in wanted}
+
+    def _mlp(self, reading: Reading) -> Float[Tensor, "doc neuron"]:
+        weights = self.weights[reading.layer]
+        if self.spec.mode == "released":
+            return torch.stack([up.abs().sum(0) for up in _by_document(reading, MLP_UP)])
+        if weights.behind_norm is None:
+            documents = _by_document(reading, MLP_POST)
+            return torch.stack([mlp_importance(post, weights.out_norms) for post in documents])
+        return mlp_importance_behind_norm(
+            *(widened(reading.tokens(site)) for site in (MLP_POST, POST_NORMALIZED, POST_SCALE)),
+            output=weights.behind_norm,
+            lengths=_lengths(reading),
+        )
+
+    def _weighted_values(self, reading: Reading) -> dict[Site, Float[Tensor, "doc _neuron"]]:
+        weights, documents = self.weights[reading.layer], _by_document(reading, ATTN_Z)
+        if self.spec.mode == "released":
+            both = torch.stack([z.abs().sum(0) for z in documents])
+            return {ATTN_V: both, ATTN_Z: both}
+        heads = [rearrange(z, "t (h d) -> t h d", d=self.d_head) for z in documents]
+        return {
+            ATTN_V: torch.stack([value_importance(z, weights.gram) for z in heads]),
+            ATTN_Z: torch.stack([mlp_importance(z, weights.o_norms) for z in documents]),
+        }
+
+    def _patterns(self, reading: Reading) -> dict[Site, Float[Tensor, "doc _neuron"]]:
+        spec, weights = self.spec, self.weights[reading.layer]
+        rule = weights.rule
+        assert rule is not None  # read for every layer whose patterns are scored
+        w_o = weights.o if spec.target == "output" else None
+        found: dict[Site, list[Tensor]] = {site: [] for site in self.patterned}
         for document, counted in enumerate(reading.mask):
             rows = counted.nonzero().flatten()
             if not len(rows):
                 continue
-            for site, values in self._document(reading, document, rows).items():
-                found[site].append(values)
-        return {site: torch.stack(values) for site, values in found.items()}
-
-    def _document(
-        self, reading: Reading, document: int, rows: Int[Tensor, "pos"]
-    ) -> dict[Site, Float[Tensor, "neuron"]]:
-        spec, weights, found = self.spec, self.weights[reading.layer], {}
-        released = spec.mode == "released"
-
-        def read(site: Site) -> Tensor:
-            values = reading.values[site][document]
-            return widened(values.index_select(0, rows.to(values.device)))
-
-        if MLP_POST in spec.sites and released:
-            found[MLP_POST] = read(MLP_UP).abs().sum(0)
-        elif MLP_POST in spec.sites and weights.post_norm is not None:
-            found[MLP_POST] = mlp_importance_behind_norm(
-                read(MLP_POST),
-                weights.out,
-                read(POST_NORMALIZED),
-                read(POST_SCALE),
-                weights.post_norm,
-            )
-        elif MLP_POST in spec.sites:
-            found[MLP_POST] = mlp_importance(read(MLP_POST), weights.out)
-        if self.patterned:
-            found.update(self._patterns(reading, document, rows, weights))
-        if ATTN_V in spec.sites or ATTN_Z in spec.sites:
-            z = read(ATTN_Z)
-            l1 = z.abs().sum(0).flatten()
-            if ATTN_V in spec.sites:
-                found[ATTN_V] = l1 if released else value_importance(z, weights.gram)
-            if ATTN_Z in spec.sites:
-                found[ATTN_Z] = l1 if released else output_importance(z, weights.o)
-        return found
-
-    def _patterns(
-        self, reading: Reading, document: int, rows: Int[Tensor, "pos"], weights: _Weights
-    ) -> dict[Site, Float[Tensor, "neuron"]]:
-        spec, found = self.spec, {}
-        assert weights.rule is not None  # read for every layer whose patterns are scored
-        attention = read_attention(
-            weights.rule, reading.values, document, n_tokens=int(rows[-1]) + 1
-        )
-        rows = rows.to(attention.q.device)
-        if spec.mode == "released":
-            both = released_pattern_score(attention, rows, scale=weights.rule.scale)
-            return dict.fromkeys(self.patterned, both)
-        for site in self.patterned:
-            side: Literal["q", "k"] = "q" if site == ATTN_Q else "k"
-            if spec.mode == "first_order":
-                found[site] = first_order_importance(attention, rows, side)
-            else:
-                w_o = weights.o if spec.target == "output" else None
-                found[site] = pattern_importance(attention, rows, side, w_o=w_o)
-        return found
+            attention = read_attention(rule, reading.values, document, int(rows[-1]) + 1)
+            rows = rows.to(attention.q.device)
+            for site, scores in found.items():
+                side: Side = "q" if site == ATTN_Q else "k"
+                if spec.mode == "released":
+                    scores.append(released_pattern_score(attention, rows, scale=rule.scale))
+                elif spec.mode == "first_order":
+                    scores.append(first_order_importance(attention, rows, side))
+                else:
+                    scores.append(pattern_importance(attention, rows, side, w_o=w_o))
+        return {site: torch.stack(scores) for site, scores in found.items()}
 
     def _high(self, site: Site, scores: Float[Tensor, "doc neuron"]) -> Bool[Tensor, "doc neuron"]:
         threshold = self.thresholds[site]
@@ -331,3 +333,12 @@ class _BoundImportance:
                 "thresholds": {site.name: x for site, x in self.thresholds.items()},
             },
         )
+
+
+def _lengths(reading: Reading) -> list[int]:
+    """Tokens that count of each document that has any."""
+    return [int(n) for n in reading.mask.sum(1) if n]
+
+
+def _by_document(reading: Reading, site: Site) -> Sequence[Float[Tensor, "token neuron"]]:
+    return torch.split_with_sizes(widened(reading.tokens(site)), _lengths(reading))

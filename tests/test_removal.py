@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from lens_lang.attention import Attention, AttentionRule, RMSNorm, read_attention
 from lens_lang.first_order import first_order_importance
 from lens_lang.removal import (
+    NormedOutput,
     mlp_importance,
     mlp_importance_behind_norm,
-    output_importance,
     pattern_importance,
     released_pattern_score,
+    row_norms,
     value_gram,
     value_importance,
 )
@@ -112,12 +113,13 @@ def golden_post() -> torch.Tensor:
 
 def test_golden_mlp_values_and_output() -> None:
     held, w_o = golden(), golden_w_o()
-    mlp = mlp_importance(golden_post(), held["W_down"].T)
+    mlp = mlp_importance(golden_post(), row_norms(held["W_down"].T))
     close(mlp.square(), held["paper_imp_ffn_sq"])
     close(mlp[:3].square(), torch.tensor([86.37176, 8.2324, 0.99585]).double(), rtol=1e-5)
     values = value_importance(golden_z(), value_gram(w_o, 2))
     close(values.square(), held["paper_imp_v_out_sq"])
-    close(output_importance(golden_z(), w_o).square(), held["paper_imp_o_out_sq"])
+    output = mlp_importance(golden_z().flatten(1), row_norms(w_o.flatten(0, 1)))
+    close(output.square(), held["paper_imp_o_out_sq"])
 
 
 @pytest.mark.parametrize("side", ["q", "k"])
@@ -375,7 +377,11 @@ def test_mlp_behind_a_norm_is_what_removing_a_unit_gives(
     norm = RMSNorm(torch.randn(5, generator=generator).double(), 1e-3)
     y = post @ w_out
     rms = norm.mean_square(y).sqrt()
-    found = mlp_importance_behind_norm(post, w_out, y / rms, rms, norm)
+    lengths = [n_tokens // 3, n_tokens - n_tokens // 3]
+    by_document = mlp_importance_behind_norm(
+        post, y / rms, rms, output=NormedOutput.of(w_out, norm), lengths=lengths
+    )
+    found = by_document.square().sum(0).sqrt()
     expected = torch.stack(
         [
             (norm.apply(y - post[:, [k]] * w_out[k]) - norm.apply(y)).norm()
@@ -388,11 +394,11 @@ def test_mlp_behind_a_norm_is_what_removing_a_unit_gives(
 def test_mlp_scores_scale_with_the_weights_and_with_the_square_root_of_repetition() -> None:
     generator = torch.Generator().manual_seed(0)
     post, w_out = torch.randn(6, 4, generator=generator), torch.randn(4, 3, generator=generator)
-    scores = mlp_importance(post, w_out)
+    scores = mlp_importance(post, row_norms(w_out))
     w_out[2] *= -3
-    torch.testing.assert_close(mlp_importance(post, w_out)[2], 3 * scores[2])
-    twice = mlp_importance(torch.cat([post, post]), w_out)
-    torch.testing.assert_close(twice, 2**0.5 * mlp_importance(post, w_out))
+    torch.testing.assert_close(mlp_importance(post, row_norms(w_out))[2], 3 * scores[2])
+    twice = mlp_importance(torch.cat([post, post]), row_norms(w_out))
+    torch.testing.assert_close(twice, 2**0.5 * mlp_importance(post, row_norms(w_out)))
 
 
 # --- golden cases 4 to 6 ---
