@@ -6,18 +6,28 @@ The published files are not ours to ship. What is known of them is counted in
 
 import json
 import random
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lens_lang import formats
-from lens_lang.errors import LanguageError, LensLangError, OptionError, StorageError
+from lens_lang.errors import (
+    LanguageError,
+    LensLangError,
+    OptionError,
+    ShapeError,
+    SiteError,
+    StorageError,
+)
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.results import load
-from lens_lang.sites import ATTN_V, MLP_POST, MLP_PRE
+from lens_lang.sites import ATTN_K, ATTN_Q, ATTN_V, ATTN_Z, MLP_POST, MLP_PRE, Site
 
 PUBLISHED: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "golden" / "lape_published_counts.json").read_text()
@@ -324,3 +334,381 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
     neurons = LanguageNeurons({"en": NeuronSet({MLP_POST: torch.ones(1, 2, dtype=torch.bool)})})
     with pytest.raises(StorageError, match="Could not write .*n.pth"):
         formats.write(neurons, tmp_path / "a file" / "n.pth")
+
+
+# --- PLND's text files ---
+
+# 2 layers of 6 neurons; 4 query heads of 3 channels share 2 key-value heads
+SMALL: dict[str, int] = {"n_layers": 2, "d_mlp": 6, "n_heads": 4, "d_head": 3, "n_kv_heads": 2}
+NOTHING = "{0: set(), 1: set()}"
+PLND_SITES = (MLP_POST, ATTN_Q, ATTN_K, ATTN_V)
+
+
+def plnd_file(path: Path, **lines: str) -> Path:
+    """A file with some lines, under their names, and the others without neurons."""
+    names = ("up", "down", "q", "k", "v")
+    assert set(lines) <= set(names)
+    path.write_text("".join(lines.get(name, NOTHING) + "\n" for name in names), encoding="utf-8")
+    return path
+
+
+def read_small(path: Path, **sizes: int) -> NeuronSet:
+    return formats.read_plnd({"en": path}, **{**SMALL, **sizes})["en"]
+
+
+def members(neurons: NeuronSet, site: Site) -> list[list[int]]:
+    return neurons.indices(site).tolist()
+
+
+def empty_masks(sizes: dict[str, int]) -> dict[Site, torch.Tensor]:
+    kv_width = sizes["n_kv_heads"] * sizes["d_head"]
+    widths = (sizes["d_mlp"], sizes["n_heads"] * sizes["d_head"], kv_width, kv_width)
+    return {
+        site: torch.zeros(sizes["n_layers"], width, dtype=torch.bool)
+        for site, width in zip(PLND_SITES, widths, strict=True)
+    }
+
+
+@st.composite
+def plnd_neurons(draw: st.DrawFn) -> tuple[NeuronSet, dict[str, int]]:
+    """Neurons of a small model at PLND's four sites, and its sizes."""
+    sizes = {name: draw(st.integers(1, 4)) for name in ("n_layers", "d_mlp", "d_head")}
+    sizes["n_kv_heads"] = draw(st.integers(1, 3))
+    sizes["n_heads"] = sizes["n_kv_heads"] * draw(st.integers(1, 4))
+    masks = empty_masks(sizes)
+    for mask in masks.values():
+        flat = draw(st.lists(st.booleans(), min_size=mask.numel(), max_size=mask.numel()))
+        mask.view(-1)[:] = torch.tensor(flat)
+    return NeuronSet(masks), sizes
+
+
+@settings(deadline=None, max_examples=80)
+@given(plnd_neurons())
+def test_what_is_written_for_plnd_is_read_again(drawn: tuple[NeuronSet, dict[str, int]]) -> None:
+    neurons, sizes = drawn
+    group = sizes["n_heads"] // sizes["n_kv_heads"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "French_all.txt"
+        formats.write_plnd(neurons, path, d_head=sizes["d_head"], group=group)
+        found = formats.read_plnd({"fr": path}, **sizes)
+    assert found == LanguageNeurons({"fr": neurons})
+    assert found.sites == PLND_SITES
+
+
+def test_every_language_has_its_file_and_the_provenance_names_it(tmp_path: Path) -> None:
+    paths = {
+        "fr": plnd_file(tmp_path / "french.txt", up="{0: {1}}"),
+        "en": str(plnd_file(tmp_path / "english.txt", up="{0: {2}}")),
+    }
+    neurons = formats.read_plnd(paths, **SMALL)
+    assert neurons.languages == ("fr", "en")
+    assert members(neurons["French"], MLP_POST) == [[0, 1]]
+    assert members(neurons["en"], MLP_POST) == [[0, 2]]
+    assert neurons.provenance == {
+        "method": "read from file",
+        "files": {"fr": "french.txt", "en": "english.txt"},
+    }
+    neurons.save(tmp_path / "b.safetensors")
+    assert load(tmp_path / "b.safetensors") == neurons
+
+
+def test_no_file_at_all_is_refused() -> None:
+    with pytest.raises(LanguageError, match="No language was given"):
+        formats.read_plnd({}, **SMALL)
+
+
+def test_five_lines_stand_for_four_sites(tmp_path: Path) -> None:
+    path = plnd_file(
+        tmp_path / "n.txt",
+        up="{0: {5}, 1: set()}",
+        q="{0: {11}, 1: {0, 7}}",
+        k="{0: {1}, 1: set()}",
+        v="{0: set(), 1: {2}}",
+    )
+    found = read_small(path)
+    assert members(found, MLP_POST) == [[0, 5]]
+    assert members(found, ATTN_Q) == [[0, 11], [1, 0], [1, 7]]
+    assert members(found, ATTN_K) == [[0, 1]]
+    assert members(found, ATTN_V) == [[1, 2]]
+
+
+def test_the_lists_of_up_and_down_are_united(tmp_path: Path) -> None:
+    path = plnd_file(tmp_path / "n.txt", up="{0: {1, 2}}", down="{0: {2, 3}, 1: {0}}")
+    assert members(read_small(path), MLP_POST) == [[0, 1], [0, 2], [0, 3], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{0: {np.int64(3), np.int64(4)}, 1: set()}", [[0, 3], [0, 4]]),
+        ("{0: {np.int32(3)}, 1: {numpy.int64(4)}}", [[0, 3], [1, 4]]),
+        ("{np.int64(1): {numpy.int32(5)}}", [[1, 5]]),
+        ("{0: set(), 1: set()}", []),
+        ("{}", []),
+        ("{1: {5}, 0: {3, 1, 3}}", [[0, 1], [0, 3], [1, 5]]),
+        ("  { 0:{ 1,2 , } , }  ", [[0, 1], [0, 2]]),
+    ],
+)
+def test_spellings_of_the_same_sets_are_read(
+    tmp_path: Path, line: str, expected: list[list[int]]
+) -> None:
+    assert members(read_small(plnd_file(tmp_path / "n.txt", up=line)), MLP_POST) == expected
+
+
+def test_line_ends_of_windows_and_a_missing_last_one_are_read(tmp_path: Path) -> None:
+    path = plnd_file(tmp_path / "n.txt", up="{0: {3}}", v="{0: {1}}")
+    whole, text = read_small(path), path.read_text()
+    for variant in (text.replace("\n", "\r\n"), text.rstrip(), text + "\n"):
+        path.write_bytes(variant.encode())
+        assert read_small(path) == whole
+
+
+# --- keys and values, numbered per query head ---
+
+
+def test_channel_17_of_query_head_3_is_channel_17_of_its_key_value_head(tmp_path: Path) -> None:
+    """The released code takes channel 100, of the same head."""
+    index = 3 * 128 + 17
+    assert formats.kv_index(torch.tensor([index]), d_head=128, group=4).tolist() == [17]
+    assert index // 4 == 100
+    path = plnd_file(tmp_path / "n.txt", k=f"{{0: {{{index}}}}}", v=f"{{1: {{{index + 512}}}}}")
+    found = read_small(path, n_heads=8, d_head=128, n_kv_heads=2)
+    assert members(found, ATTN_K) == [[0, 17]]
+    assert members(found, ATTN_V) == [[1, 128 + 17]]
+
+
+@given(n=st.integers(0, 40), j=st.integers(0, 7), group=st.integers(1, 4))
+def test_a_channel_keeps_its_place_in_the_head_that_its_group_shares(
+    n: int, j: int, group: int
+) -> None:
+    found = formats.kv_index(torch.tensor([n * 8 + j]), d_head=8, group=group)
+    assert divmod(int(found), 8) == (n // group, j)
+
+
+def test_without_shared_heads_keys_and_values_are_numbered_as_queries(tmp_path: Path) -> None:
+    everything = torch.arange(24)
+    assert formats.kv_index(everything, d_head=3, group=1).equal(everything)
+    path = plnd_file(tmp_path / "n.txt", q="{0: {11}}", k="{0: {11}}", v="{0: {4}}")
+    found = read_small(path, n_kv_heads=4)
+    assert members(found, ATTN_Q) == members(found, ATTN_K) == [[0, 11]]
+    assert members(found, ATTN_V) == [[0, 4]]
+
+
+def test_any_query_head_of_a_group_names_the_neuron_that_the_group_shares(tmp_path: Path) -> None:
+    for line in ("{0: {7}}", "{0: {10}}", "{0: {7, 10}}"):
+        assert members(read_small(plnd_file(tmp_path / "n.txt", k=line)), ATTN_K) == [[0, 4]]
+
+
+# --- writing ---
+
+
+def test_a_plnd_file_names_every_layer_and_every_query_head(tmp_path: Path) -> None:
+    masks = empty_masks(SMALL)
+    masks[MLP_POST][1, [5, 0]] = True
+    masks[ATTN_Q][0, 11] = True
+    masks[ATTN_K][0, 4] = True
+    masks[ATTN_V][1, [0, 3]] = True
+    formats.write_plnd(NeuronSet(masks), tmp_path / "n.txt", d_head=3, group=2)
+    assert (tmp_path / "n.txt").read_text().split("\n") == [
+        "{0: set(), 1: {0, 5}}",
+        "{0: set(), 1: {0, 5}}",
+        "{0: {11}, 1: set()}",
+        "{0: {7, 10}, 1: set()}",
+        "{0: set(), 1: {0, 3, 6, 9}}",
+        "",
+    ]
+
+
+def test_a_written_file_means_the_same_to_the_released_reader(tmp_path: Path) -> None:
+    """It evaluates each line; what is written here is safe to."""
+    masks = empty_masks({**SMALL, "d_mlp": 20_000})
+    masks[MLP_POST][0, [3, 12, 777, 9000, 14000]] = True  # a set of these prints in another order
+    formats.write_plnd(NeuronSet(masks), tmp_path / "n.txt", d_head=3, group=2)
+    up, down, *rest = map(eval, (tmp_path / "n.txt").read_text().splitlines())
+    assert up == down == {0: {3, 12, 777, 9000, 14000}, 1: set()}
+    assert rest == [{0: set(), 1: set()}] * 3
+
+
+def test_sites_that_a_set_does_not_have_are_written_without_neurons(tmp_path: Path) -> None:
+    post = torch.zeros(2, 6, dtype=torch.bool)
+    post[1, 4] = True
+    formats.write_plnd(NeuronSet({MLP_POST: post}), tmp_path / "n.txt", d_head=3, group=2)
+    assert read_small(tmp_path / "n.txt") == NeuronSet({**empty_masks(SMALL), MLP_POST: post})
+
+
+def test_a_site_without_a_line_is_refused(tmp_path: Path) -> None:
+    neurons = NeuronSet({**empty_masks(SMALL), ATTN_Z: torch.ones(2, 12, dtype=torch.bool)})
+    with pytest.raises(SiteError, match="no line for neurons at attn_z, only for mlp_post, attn_q"):
+        formats.write_plnd(neurons, tmp_path / "n.txt", d_head=3, group=2)
+    assert not (tmp_path / "n.txt").exists()
+
+
+@pytest.mark.parametrize(("d_head", "group"), [(3, 1), (3, 4), (4, 2)])
+def test_sizes_of_other_heads_are_refused(tmp_path: Path, d_head: int, group: int) -> None:
+    message = f"attn_q 12, attn_k 6, attn_v 6.*d_head={d_head} with group={group}"
+    with pytest.raises(ShapeError, match=message):
+        formats.write_plnd(
+            NeuronSet(empty_masks(SMALL)), tmp_path / "n.txt", d_head=d_head, group=group
+        )
+    for site in (ATTN_Q, ATTN_V):  # alone, a site can still tell another d_head
+        alone = NeuronSet({site: empty_masks(SMALL)[site]})
+        with pytest.raises(ShapeError, match="d_head=5"):
+            formats.write_plnd(alone, tmp_path / "n.txt", d_head=5, group=group)
+
+
+def test_sites_with_other_numbers_of_layers_are_refused(tmp_path: Path) -> None:
+    neurons = NeuronSet({**empty_masks(SMALL), MLP_POST: torch.ones(3, 6, dtype=torch.bool)})
+    with pytest.raises(ShapeError, match="same number of layers, got .*'mlp_post': 3"):
+        formats.write_plnd(neurons, tmp_path / "n.txt", d_head=3, group=2)
+
+
+def test_a_folder_that_cannot_be_written_for_plnd_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(StorageError, match="Could not write .*n.txt"):
+        formats.write_plnd(
+            NeuronSet(empty_masks(SMALL)), tmp_path / "a file" / "n.txt", d_head=3, group=2
+        )
+
+
+# --- sizes that cannot be ---
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_size_below_one_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OptionError, match=f"{name} must be at least 1, got 0"):
+        read_small(plnd_file(tmp_path / "n.txt"), **{name: 0})
+
+
+def test_key_value_heads_that_do_not_divide_the_query_heads_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="n_heads must be a multiple of n_kv_heads, got 4 and 3"):
+        read_small(plnd_file(tmp_path / "n.txt"), n_kv_heads=3)
+
+
+def test_groups_and_heads_below_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="group must be at least 1, got 0"):
+        formats.kv_index(torch.tensor([1]), d_head=3, group=0)
+    with pytest.raises(OptionError, match="d_head must be at least 1, got -1"):
+        formats.write_plnd(NeuronSet({}), tmp_path / "n.txt", d_head=-1, group=1)
+
+
+# --- text files that are not what they should be ---
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{0: {4, -3}}", "has '-3}}' where only whole numbers from 0"),
+        ("{0: {np.int64(-3)}}", r"has 'np.int64\(-3\)}}' where only"),
+        ("{-1: {4}}", "has '-1: {4}}' where only"),
+        ("{0: {12}}", "has neuron 12 in layer 0, but there are 12 .* another model"),
+        (f"{{0: {{{2**63}}}}}", f"has neuron {2**63} in layer 0, but there are 12"),
+        (f"{{0: {{{'9' * 5000}}}}}", "has neuron 9+|cut off or malformed"),
+        ("{2: {4}}", "has layer 2, but n_layers is 2"),
+        ("{0: {4}, 1: {4}, 0: {5}}", "has layer 0 twice"),
+        ("{0: {4}, np.int64(0): {5}}", "has layer 0 twice"),
+        ("{0: {}}", r"must have a set of neurons in every layer, such as {3, 7} or set\(\)"),
+        ("{0: 4}", "must have a set of neurons in every layer"),
+        ("{0: {{4}}}", "must have whole numbers as layers and neurons"),
+        ("{set(): {4}}", "must have whole numbers as layers and neurons"),
+        ("{0, 4}", "must be {layer: {neurons}, ...}"),
+        ("set()", "must be {layer: {neurons}, ...}"),
+        ("{0: {4}}, {0: {4}}", "must be {layer: {neurons}, ...}"),
+        ("4", "must be {layer: {neurons}, ...}"),
+        ("{0: {4}} {0: {4}}", "cut off or malformed"),
+        ("{0: {4 5}}", "cut off or malformed"),
+        ("{0: {007}}", "cut off or malformed"),
+        ("{0: {4}", "cut off or malformed"),
+        ("{0: [4]}", r"has '\[4\]}' where only"),
+        ("{0: {4.0}}", "has '.0}}' where only"),
+        ("{0: {4_0}}", "has '_0}}' where only"),
+        ("{0: {0x4}}", "has 'x4}}' where only"),
+        ("{0: {True}}", "has 'True}}' where only"),
+        ("{0: {'4'}}", "has \"'4'}}\" where only"),
+        ("{0: {np.float64(4)}}", r"has 'np.float64\(4\)}}' where only"),
+        ("{0: {xnp.int64(4)}}", r"has 'xnp.int64\(4\)}}' where only"),
+        ("{0: {np.int64(np.int64(4))}}", "has 'np.int64.* where only"),
+        ("{0: set([4])}", r"has 'set\(\[4\]\)}' where only"),
+        ("{0: set(4)}", r"has 'set\(4\)}' where only"),
+        ("{**{0: {4}}}", "has '.*' where only"),
+        ("{0: {*{4}}}", "has '.*' where only"),
+        ("{0: {x for x in {4}}}", "has 'x for x in {4}}}' where only"),
+        ("{0: {\u0664}}", "has '\u0664}}' where only"),  # a digit, but not one of Python's
+        ("\ufeff{}", "where only"),
+        ("{0: {4}}\0", r"has '\\x00' where only"),
+    ],
+)
+def test_a_line_that_is_no_table_of_sets_is_refused(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = plnd_file(tmp_path / "n.txt", q=line)
+    with pytest.raises(StorageError, match=rf"n.txt cannot be .*: line 3 \(q\) .*{message}"):
+        read_small(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "width"), [("up", 1, 6), ("down", 2, 6), ("q", 3, 12), ("k", 4, 12)]
+)
+def test_each_line_has_its_own_width(tmp_path: Path, name: str, number: int, width: int) -> None:
+    path = tmp_path / "n.txt"
+    assert len(read_small(plnd_file(path, **{name: f"{{0: {{{width - 1}}}}}"}))) == 1
+    with pytest.raises(StorageError, match=rf"line {number} \({name}\) has neuron {width} "):
+        read_small(plnd_file(path, **{name: f"{{0: {{{width}}}}}"}))
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    ["{" * 200_000, "{0:" * 200_000, "-" * 200_000, "set" + "()" * 200_000, "0" + "+1" * 200_000],
+    ids=["sets", "dicts", "signs", "calls", "sums"],
+)
+def test_deep_nesting_is_refused(tmp_path: Path, bomb: str) -> None:
+    with pytest.raises(StorageError, match=r"line 4 \(k\) "):
+        read_small(plnd_file(tmp_path / "n.txt", k=bomb))
+
+
+@pytest.mark.parametrize(
+    "wrapped", ["{code}", "{{0: {code}}}", "{{0: {{{code}}}}}", "{{{code}: 0}}"]
+)
+def test_a_text_file_that_would_call_something_is_refused_and_runs_nothing(
+    tmp_path: Path, wrapped: str
+) -> None:
+    trap = tmp_path / "trap"
+    code = f"__import__('os').system('touch {trap}')"
+    path = plnd_file(tmp_path / "n.txt", v=wrapped.format(code=code))
+    with pytest.raises(StorageError, match=r"line 5 \(v\) has .*__import__.* where only"):
+        read_small(path)
+    assert not trap.exists()
+
+
+def test_the_hostile_text_file_would_run_elsewhere(tmp_path: Path) -> None:
+    """The test above can fail: evaluated as the released code does, the line springs its trap."""
+    trap = tmp_path / "trap"
+    eval(f"{{0: __import__('os').system('touch {trap}')}}")
+    assert trap.exists()
+
+
+def test_a_text_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    line = "{0: {1, 5}, 1: {np.int64(4)}}"
+    path = plnd_file(tmp_path / "n.txt", up=line, down=line, q=line, k=line, v=line)
+    whole = path.read_text().rstrip()
+    for length in range(len(whole)):
+        path.write_text(whole[:length])
+        with pytest.raises(StorageError, match="cut off or malformed|where only|must have 5 lines"):
+            read_small(path)
+
+
+@pytest.mark.parametrize("n_lines", [0, 1, 4, 6])
+def test_another_number_of_lines_is_refused(tmp_path: Path, n_lines: int) -> None:
+    path = tmp_path / "n.txt"
+    path.write_text((NOTHING + "\n") * n_lines)
+    message = rf"it must have 5 lines \(up, down, q, k, v\), got {n_lines}"
+    with pytest.raises(StorageError, match=message):
+        read_small(path)
+
+
+def test_a_missing_text_file_a_folder_and_bytes_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere.txt", tmp_path):
+        with pytest.raises(StorageError, match="There is no neuron file"):
+            read_small(path)
+    (tmp_path / "n.txt").write_bytes(b"{0: {\xe9}}\n" * 5)
+    with pytest.raises(StorageError, match="n.txt is not a readable text file: .*utf-8"):
+        read_small(tmp_path / "n.txt")

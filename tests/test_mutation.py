@@ -7,6 +7,7 @@ nothing guards the changed place.
 
 import ast
 import copy
+import dataclasses
 import json
 import types
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from lens_lang.errors import OptionError
+from lens_lang.importance import Importance
 from lens_lang.sites import MLP_POST
 from lens_lang.stats import Activations, Frequency
 
@@ -276,9 +278,39 @@ def battery_baselines(module: Any) -> None:
     assert module.lave(sums).provenance["read at"] == "mlp_pre"
 
 
+def battery_plnd(module: Any) -> None:
+    plnd = module.plnd
+    hits = torch.tensor([[[2, 2, 2, 1]], [[4, 4, 0, 3]], [[3, 0, 3, 0]]])
+    scores = torch.tensor([[[1.0, 3.0, 3.0, 9.0]], [[4.0, 1.0, 2.0, 3.0]], [[1.0, 1.0, 2.0, 1.0]]])
+    imp = Importance(
+        languages=LANGUAGES[:3],
+        score_sum={MLP_POST: scores.double()},
+        hits={MLP_POST: hits},
+        n_documents=torch.tensor([2, 4, 3]),
+        n_tokens=torch.tensor([40, 80, 60]),
+    )
+    assert lists(plnd(imp)) == [[[0, 1, 2]], [[0, 1]], [[0, 2]]]
+    assert lists(plnd(imp, min_share=0.75)) == [[[0, 1, 2]], [[0, 1, 3]], [[0, 2]]]
+    assert lists(plnd(imp, top=1)) == [[[1]], [[0]], [[2]]]
+    assert lists(plnd(imp, top=2)) == [[[1, 2]], [[0, 1]], [[0, 2]]]
+    # scores of 0 are no less members than others, and come before what is no member
+    still = dataclasses.replace(imp, score_sum={MLP_POST: torch.zeros(3, 1, 4).double()})
+    last = dataclasses.replace(still, hits={MLP_POST: hits.flip(-1)})
+    assert lists(plnd(last, top=2)) == [[[1, 2]], [[2, 3]], [[1, 3]]]
+    assert lists(plnd(imp, without="en")) == [[[0, 1, 2]], [[]], [[]]]
+    assert lists(plnd(imp, without="fr")) == [[[1]], [[1]], [[0, 2]]]
+    assert lists(plnd(imp, without="common")) == [[[1, 2]], [[1]], [[2]]]
+    found = plnd(imp).provenance["found"]["zh"]["mlp_post"]
+    assert found == {"found": 2, "of": 4}
+    for wrong in ({"min_share": 0.0}, {"min_share": 1.1}, {"top": 0}):
+        assert refuses(lambda wrong=wrong: plnd(imp, **wrong))
+    assert plnd(imp).provenance["options"]["min_share"] == 1.0
+
+
 BATTERIES = {
     "lens_lang.detect.lape": battery_lape,
     "lens_lang.detect.baselines": battery_baselines,
+    "lens_lang.detect.plnd": battery_plnd,
 }
 
 

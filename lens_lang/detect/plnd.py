@@ -106,7 +106,7 @@ def _best(
     top: int,
 ) -> Bool[Tensor, "lang layer neuron"]:
     """Keep the members of highest score in each layer; ties go to the lower index."""
-    ranked = scores.masked_fill(~member, -1).argsort(dim=-1, descending=True, stable=True)
+    ranked = scores.masked_fill(~member, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     kept = torch.zeros_like(member).scatter_(-1, ranked[..., :top], True)
     return kept & member
 
