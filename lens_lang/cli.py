@@ -8,6 +8,7 @@ import json
 import math
 import signal
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +45,17 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tab
 _CtxLen = Annotated[int, typer.Option(help="Tokens per row, BOS included.")]
 _Column = Annotated[str, typer.Option(help="Column that holds the text.")]
 _Top = Annotated[float, typer.Option(help="Share of all neurons to select.")]
+
+
+class _Statistic(str, Enum):
+    firing = "firing"
+    plnd = "plnd"
+
+
+class _Mode(str, Enum):
+    exact = "exact"
+    first_order = "first_order"
+    released = "released"
 
 
 class _Interrupted(BaseException):
@@ -120,20 +132,34 @@ def collect(
     text_column: _Column = "text",
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 8,
     shard: Annotated[str, typer.Option(help="INDEX/COUNT: one machine's share.")] = "0/1",
+    statistic: Annotated[
+        _Statistic, typer.Option(help="What fires (LAPE and baselines), or what matters (PLND).")
+    ] = _Statistic.firing,
+    mode: Annotated[
+        _Mode, typer.Option(help="How PLND scores queries and keys; see PLNDImportance.")
+    ] = _Mode.exact,
+    top_mlp: Annotated[
+        float, typer.Option(help="PLND: high in a document are so many neurons, or share, a layer.")
+    ] = 0.2,
+    top_attn: Annotated[float, typer.Option(help="The same, in each of q, k, v and o.")] = 0.2,
 ) -> None:
-    """Count which neurons fire on each language; without --text, on the sample text."""
+    """Count which neurons fire, or matter, on each language; without --text, on the sample."""
     from lens_lang import collection
     from lens_lang.models import load_model
+    from lens_lang.scoring import PLNDImportance
+    from lens_lang.specs import Spec
     from lens_lang.stats import ActivationFrequency, MeanActivation
 
+    specs: list[Spec[Any]] = [ActivationFrequency(), MeanActivation()]
+    if statistic is _Statistic.plnd:
+        specs = [PLNDImportance(top_k={"mlp": top_mlp, "attn": top_attn}, mode=mode.value)]
     share, files = _share(shard), _files(text)  # before the model: a typo should cost no minute
     loaded = load_model(model)
     corpora = _corpora(loaded, files, ctx_len, tokens, text_column).sharded(*share)
     collection.collect(
         loaded,
         corpora,
-        ActivationFrequency(),
-        MeanActivation(),
+        *specs,
         run_dir=out,
         batch_size=batch_size,
     )
@@ -187,6 +213,27 @@ def detect_lave(run_dir: _RunDir, top: _Top = 0.01, as_json: _Json = False) -> N
     _keep(neurons, run_dir / "lave.safetensors", as_json)
 
 
+@detect_app.command("plnd")
+def detect_plnd(
+    run_dir: _RunDir,
+    min_share: Annotated[
+        float, typer.Option(help="Share of the documents in which a neuron must matter.")
+    ] = 1.0,
+    top: Annotated[int | None, typer.Option(help="At most so many a layer of each site.")] = None,
+    without: Annotated[
+        str | None, typer.Option(help="Take away a language's neurons, or the 'common' ones.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Importance in every document of a language (Zhao et al. 2024)."""
+    from lens_lang.detect.plnd import plnd
+    from lens_lang.importance import Importance
+
+    imp = Importance.load(run_dir / "importance.safetensors")
+    neurons = plnd(imp, min_share=min_share, top=top, without=without)
+    _keep(neurons, run_dir / "plnd.safetensors", as_json)
+
+
 @app.command()
 def evaluate(
     run_dir: _RunDir,
@@ -217,7 +264,8 @@ def evaluate(
         controls=controls,
         control_on="all" if all_controls else "own",
     )
-    matrix.save(run_dir / "perplexity.safetensors")
+    name = "perplexity" if neurons == "lape" else f"perplexity-{neurons}"
+    matrix.save(run_dir / f"{name}.safetensors")
     rows = matrix.to_frame().round(4).to_dict("records")
     _print(rows, as_json, "Change of NLL in nats per token")
 
@@ -316,7 +364,18 @@ def _share(shard: str) -> tuple[int, int]:
 
 def _keep(neurons: "LanguageNeurons", path: Path, as_json: bool) -> None:
     neurons.save(path)
-    rows = [{"language": lang, "neurons": len(some)} for lang, some in neurons.items()]
+    rows = [
+        {
+            "language": lang,
+            "neurons": len(some),
+            **(
+                {site.name: int(mask.sum()) for site, mask in some.masks.items()}
+                if len(some.sites) > 1
+                else {}
+            ),
+        }
+        for lang, some in neurons.items()
+    ]
     _print(rows, as_json, f"{len(neurons.union())} distinct neurons, in {path}")
 
 

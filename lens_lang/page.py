@@ -11,9 +11,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lens_lang import plot
 from lens_lang.errors import MissingExtraError, StorageError
 from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.importance import Importance
 from lens_lang.neurons import LanguageNeurons
 from lens_lang.results import Result, load
 from lens_lang.stats import Activations, Frequency
@@ -132,10 +135,14 @@ def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
     because = ""
     if few:
         because = (
-            f" Plausible: LAPE gave it only {count} neuron{'' if count == 1 else 's'}. A neuron "
-            "counts as a language's own only if few other languages use it; a language that the "
-            "model uses for all of them has few left."
+            f" Plausible: {_method(neurons)} gave it only {count} "
+            f"neuron{'' if count == 1 else 's'}."
         )
+        if _method(neurons) in ("LAPE", "LAVE"):
+            because += (
+                " A neuron counts as a language's own only if few other languages use it; a "
+                "language that the model uses for all of them has few left."
+            )
     elif neurons is not None and count is not None and beaten and row["rival"] in neurons.languages:
         common = len(neurons[lang] & neurons[str(row["rival"])])
         because = (
@@ -149,32 +156,42 @@ def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
     return sentence[0].upper() + sentence[1:] + "." + because
 
 
+def _method(neurons: LanguageNeurons | None) -> str:
+    return str(neurons.provenance.get("method", "it")).upper() if neurons is not None else ""
+
+
 def _sections(results: Mapping[Path, Result]) -> list[Section]:
     neurons = {
         path.stem: result for path, result in results.items() if isinstance(result, LanguageNeurons)
     }
-    found = neurons.get("lape") or next(iter(neurons.values()), None)
     made: list[Section] = []
     for path, result in results.items():
         if isinstance(result, LanguageNeurons):
             made.append(_neurons(path.stem, result))
-    for result in results.values():
+    for path, result in results.items():
         if isinstance(result, PerplexityMatrix):
-            made.append(_effect(result, found))
-    statistics = [r for r in results.values() if isinstance(r, Frequency | Activations)]
+            # perplexity-plnd.safetensors is the effect of plnd.safetensors
+            method = path.stem.partition("-")[2] or "lape"
+            made.append(_effect(result, neurons.get(method) or next(iter(neurons.values()), None)))
+    statistics = [
+        r for r in results.values() if isinstance(r, Frequency | Activations | Importance)
+    ]
     return [*made, *([_measured(statistics)] if statistics else [])]
 
 
 def _neurons(name: str, neurons: LanguageNeurons) -> Section:
-    site = neurons.sites[0]
-    total = sum(mask.numel() for mask in neurons.union().masks.values())
+    union = neurons.union()
+    total = sum(mask.numel() for mask in union.masks.values())
+    counts, expected = neurons.overlap("count"), neurons.overlap("expected")
     rows = []
     for lang, some in neurons.items():
-        per_layer = some.per_layer(site)
         alone = some
         for other, theirs in neurons.items():
             alone = alone if other == lang else alone - theirs
+        per_layer = torch.stack([some.per_layer(site) for site in neurons.sites]).sum(0)
         busiest = int(per_layer.argmax()) if len(some) else None
+        others = counts.loc[lang].drop(lang)
+        nearest = str(others.idxmax()) if len(others) and others.max() > 0 else None
         rows.append(
             [
                 lang,
@@ -182,6 +199,15 @@ def _neurons(name: str, neurons: LanguageNeurons) -> Section:
                 f"{100 * len(some) / total:.3f} %",
                 str(len(alone)),
                 "" if busiest is None else f"layer {busiest} ({int(per_layer[busiest])})",
+                ""
+                if nearest is None
+                else f"{nearest} {others[nearest]:.0f} (by chance "
+                f"{expected.loc[lang].to_numpy()[list(expected).index(nearest)]:.1f})",
+                *(
+                    [str(int(some.masks[site].sum())) for site in neurons.sites]
+                    if len(neurons.sites) > 1
+                    else []
+                ),
             ]
         )
     shared = ", ".join(
@@ -189,18 +215,32 @@ def _neurons(name: str, neurons: LanguageNeurons) -> Section:
         for n, count in neurons.membership().items()
         if count
     )
+    where = f" at {neurons.sites[0].name}"
+    if len(neurons.sites) > 1:
+        found = (f"{int(m.sum()):,} of {m.numel():,} at {s.name}" for s, m in union.masks.items())
+        where = f" ({', '.join(found)})"
+    figures = [
+        *([plot.depth_profile(neurons)] if len(neurons.sites) > 1 else []),
+        *(plot.neurons_per_layer(neurons, site=site) for site in neurons.sites),
+        plot.overlap(neurons),
+    ]
     return Section(
         title=f"Neurons found by {neurons.provenance.get('method', name)}",
         text=[
-            f"{len(neurons.union()):,} distinct neurons of {total:,} at {site.name}"
+            f"{len(union):,} distinct neurons of {total:,}{where}"
             + (f": {shared}." if shared else ".")
         ],
-        columns=["language", "neurons", "of all", "of no other language", "most in"],
-        rows=rows,
-        figures=[
-            plot.neurons_per_layer(neurons).to_json(),
-            plot.overlap(neurons).to_json(),
+        columns=[
+            "language",
+            "neurons",
+            "of all",
+            "of no other language",
+            "most in",
+            "most in common with",
+            *([site.name for site in neurons.sites] if len(neurons.sites) > 1 else []),
         ],
+        rows=rows,
+        figures=[figure.to_json() for figure in figures],
     )
 
 
@@ -254,17 +294,27 @@ def _effect(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) -> Sectio
     )
 
 
-def _measured(statistics: list[Frequency | Activations]) -> Section:
+def _measured(statistics: list[Frequency | Activations | Importance]) -> Section:
+    first = statistics[0]
+    documents = first.n_documents.tolist() if isinstance(first, Importance) else None
     rows = [
-        [lang, f"{int(n):,}"]
-        for lang, n in zip(statistics[0].languages, statistics[0].n_tokens.tolist(), strict=True)
+        [lang, f"{int(n):,}", *([] if documents is None else [f"{documents[position]:,}"])]
+        for position, (lang, n) in enumerate(
+            zip(first.languages, first.n_tokens.tolist(), strict=True)
+        )
     ]
-    model = statistics[0].provenance.get("model", "an unnamed model")
+    model = first.provenance.get("model", "an unnamed model")
     names = ", ".join(type(result).__name__ for result in statistics)
+    text = [f"{names} of {model}."]
+    corpora = first.provenance.get("corpora", {})
+    for what in ("documents cut", "documents left out"):
+        if isinstance(corpora, dict) and corpora.get(what):
+            counted = ", ".join(f"{lang} {n}" for lang, n in corpora[what].items())
+            text.append(f"{what.capitalize()}: {counted}.")
     return Section(
         title="What was measured",
-        text=[f"{names} of {model}."],
-        columns=["language", "tokens counted"],
+        text=text,
+        columns=["language", "tokens counted", *([] if documents is None else ["documents"])],
         rows=rows,
     )
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _AXIS = "rgba(128,128,128,0.35)"
+_SITE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # told apart by all eyes
 
 
 def _plotly() -> "type[go.Figure]":
@@ -55,6 +56,52 @@ def neurons_per_layer(neurons: LanguageNeurons, *, site: Site | None = None) -> 
     figure.update_traces(colorscale="Blues", showscale=False)
     figure.update_xaxes(title="layer")
     figure.update_yaxes(title="language")
+    return figure
+
+
+def depth_profile(neurons: LanguageNeurons) -> "go.Figure":
+    """Draw which share of each layer belongs to a language, for every structure of the model.
+
+    Args:
+        neurons: Neurons at one or several sites.
+
+    Returns:
+        One line per site: the share of the layer's neurons, averaged over languages; hovering
+        shows numbers, and the languages with fewest and most.
+    """
+    figure = _plotly()()
+    for position, site in enumerate(neurons.sites):
+        counts = torch.stack([found.per_layer(site) for found in neurons.values()])
+        width = neurons.union().masks[site].shape[1]
+        least, most = counts.min(0), counts.max(0)
+        details = [
+            f"{site.name}, layer {layer}: {mean:.1f} of {width} neurons on average<br>"
+            f"fewest: {neurons.languages[fewest]} {low}, most: {neurons.languages[highest]} {high}"
+            for layer, (mean, low, fewest, high, highest) in enumerate(
+                zip(
+                    counts.double().mean(0).tolist(),
+                    least.values.tolist(),
+                    least.indices.tolist(),
+                    most.values.tolist(),
+                    most.indices.tolist(),
+                    strict=True,
+                )
+            )
+        ]
+        figure.add_scatter(
+            x=list(range(counts.shape[1])),
+            y=(100 * counts.double().mean(0) / width).tolist(),
+            name=site.name,
+            mode="lines+markers",
+            line={"color": _SITE_COLOURS[position % len(_SITE_COLOURS)], "width": 2},
+            marker={"symbol": position, "size": 8},
+            customdata=details,
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    _set_style(figure, "Share of each layer that belongs to a language (mean over languages)", 360)
+    figure.update_layout(legend={"orientation": "h", "y": -0.25})
+    figure.update_xaxes(title="layer", gridcolor=_AXIS, zeroline=False)
+    figure.update_yaxes(title="% of the layer's neurons", gridcolor=_AXIS, rangemode="tozero")
     return figure
 
 
@@ -186,16 +233,21 @@ def _heat_map(
         xgap=1,
         ygap=1,
     )
+    _set_style(figure, title, 110 + 32 * len(rows))
+    # Names of languages and layers are labels, not numbers on a scale.
+    figure.update_xaxes(type="category", gridcolor=_AXIS)
+    figure.update_yaxes(type="category", autorange="reversed", gridcolor=_AXIS)
+    return figure
+
+
+def _set_style(figure: "go.Figure", title: str, height: int) -> None:
+    """What all figures share: no background of their own, so that they fit light and dark."""
     figure.update_layout(
         title=title,
-        height=110 + 32 * len(rows),
+        height=height,
         margin={"l": 60, "r": 20, "t": 60, "b": 50},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 13},
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "gray", "activecolor": "gray"},
     )
-    # Names of languages and layers are labels, not numbers on a scale.
-    figure.update_xaxes(type="category", gridcolor=_AXIS)
-    figure.update_yaxes(type="category", autorange="reversed", gridcolor=_AXIS)
-    return figure

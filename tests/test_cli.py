@@ -19,11 +19,13 @@ from lens_lang import cli
 from lens_lang.corpora import sample_sentences
 from lens_lang.detect.baselines import lap, lave
 from lens_lang.detect.lape import lape
+from lens_lang.detect.plnd import plnd
 from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.importance import Importance
 from lens_lang.models import bridge
 from lens_lang.neurons import LanguageNeurons
 from lens_lang.results import load
-from lens_lang.sites import MLP_POST
+from lens_lang.sites import ATTN_K, MLP_POST
 from lens_lang.stats import Activations, Frequency
 
 HEAVY = ("torch", "transformer_lens", "transformers", "plotly", "circuitsvis", "pandas", "datasets")
@@ -145,6 +147,7 @@ def test_there_is_one_verb_per_function() -> None:
         ("detect", "lape"),
         ("detect", "lap"),
         ("detect", "lave"),
+        ("detect", "plnd"),
         ("evaluate",),
         ("report",),
         ("info",),
@@ -595,3 +598,62 @@ def test_full_demo_measures_all_held_out_text_with_controls_on_every_language(
     assert not matrix.control.isnan().any()
     assert f"of {len(matrix.languages)} languages depend on their own neurons" in err
     assert "passes" in out
+
+
+# --- PLND ---
+
+
+def test_plnd_from_text_to_report(
+    spelling_model: Any, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lens_lang.models.load_model", lambda name: spelling_model)
+    folder = tmp_path / "plnd"
+    collected = ("collect", folder, *texts, "--statistic", "plnd", "--tokens", 200)
+    done(*collected, "--top-mlp", 30, "--top-attn", 0.5)
+    imp = Importance.load(folder / "importance.safetensors")
+    assert imp.rule["thresholds"] == {
+        "mlp_post": 30,
+        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_z"), 0.5),
+    }
+    options = ("--min-share", 0.8, "--top", 9, "--without", "common")
+    rows = json.loads(done("detect", "plnd", folder, *options, "--json"))
+    neurons = load(folder / "plnd.safetensors")
+    assert neurons == plnd(imp, min_share=0.8, top=9, without="common")
+    assert [row["language"] for row in rows] == ["en", "fr"]
+    for row in rows:
+        assert row["neurons"] == len(neurons[row["language"]])
+        assert row["attn_k"] == int(neurons[row["language"]].masks[ATTN_K].sum())
+    done("evaluate", folder, *texts, "--neurons", "plnd", "--controls", 2, "--tokens", 100)
+    assert (folder / "perplexity-plnd.safetensors").exists()
+    done("report", folder)
+    assert "Neurons found by plnd" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_an_impossible_threshold_is_refused(texts: list[str], tmp_path: Path) -> None:
+    options = ("--statistic", "plnd", "--top-mlp", "0")
+    sentence = refused("collect", tmp_path / "run", *texts, *options)
+    assert "The threshold of 'mlp' must be above 0, got 0.0" in sentence
+
+
+@pytest.mark.parametrize(
+    ("options", "choices"),
+    [
+        (["--mode", "fast"], "'exact', 'first_order', 'released'"),
+        (["--statistic", "lape"], "'firing', 'plnd'"),
+    ],
+)
+def test_words_that_are_no_choice_are_refused(
+    options: list[str], choices: str, tmp_path: Path
+) -> None:
+    outcome = lens_lang("collect", tmp_path / "run", *options)
+    assert outcome.code == 2
+    assert f"{options[1]!r} is not one of {choices}" in squeezed_words(outcome.err)
+
+
+def squeezed_words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_detecting_without_importance_is_one_sentence(tmp_path: Path) -> None:
+    assert "There is no file" in refused("detect", "plnd", tmp_path)

@@ -6,6 +6,7 @@ The published files are not ours to ship. What is known of them is counted in
 
 import json
 import random
+import re
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -598,15 +599,15 @@ def test_groups_and_heads_below_one_are_refused(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{0: {4, -3}}", "has '-3}}' where only whole numbers from 0"),
-        ("{0: {np.int64(-3)}}", r"has 'np.int64\(-3\)}}' where only"),
+        ("{0: {np.int64(-3)}}", "has 'np.int64(-3)}}' where only"),
         ("{-1: {4}}", "has '-1: {4}}' where only"),
-        ("{0: {12}}", "has neuron 12 in layer 0, but there are 12 .* another model"),
+        ("{0: {12}}", "has neuron 12 in layer 0, but there are 12 by the sizes given"),
         (f"{{0: {{{2**63}}}}}", f"has neuron {2**63} in layer 0, but there are 12"),
-        (f"{{0: {{{'9' * 5000}}}}}", "has neuron 9+|cut off or malformed"),
+        pytest.param(f"{{0: {{{'9' * 5000}}}}}", "is cut off or malformed", id="5000 digits"),
         ("{2: {4}}", "has layer 2, but n_layers is 2"),
         ("{0: {4}, 1: {4}, 0: {5}}", "has layer 0 twice"),
         ("{0: {4}, np.int64(0): {5}}", "has layer 0 twice"),
-        ("{0: {}}", r"must have a set of neurons in every layer, such as {3, 7} or set\(\)"),
+        ("{0: {}}", "must have a set of neurons in every layer, such as {3, 7} or set()"),
         ("{0: 4}", "must have a set of neurons in every layer"),
         ("{0: {{4}}}", "must have whole numbers as layers and neurons"),
         ("{set(): {4}}", "must have whole numbers as layers and neurons"),
@@ -614,39 +615,41 @@ def test_groups_and_heads_below_one_are_refused(tmp_path: Path) -> None:
         ("set()", "must be {layer: {neurons}, ...}"),
         ("{0: {4}}, {0: {4}}", "must be {layer: {neurons}, ...}"),
         ("4", "must be {layer: {neurons}, ...}"),
-        ("{0: {4}} {0: {4}}", "cut off or malformed"),
-        ("{0: {4 5}}", "cut off or malformed"),
-        ("{0: {007}}", "cut off or malformed"),
-        ("{0: {4}", "cut off or malformed"),
-        ("{0: [4]}", r"has '\[4\]}' where only"),
+        ("{0: {4}} {0: {4}}", "is cut off or malformed"),
+        ("{0: {4 5}}", "is cut off or malformed"),
+        ("{0: {007}}", "is cut off or malformed"),
+        ("{0: {4}", "is cut off or malformed"),
+        ("{0: [4]}", "has '[4]}' where only"),
         ("{0: {4.0}}", "has '.0}}' where only"),
         ("{0: {4_0}}", "has '_0}}' where only"),
         ("{0: {0x4}}", "has 'x4}}' where only"),
         ("{0: {True}}", "has 'True}}' where only"),
         ("{0: {'4'}}", "has \"'4'}}\" where only"),
-        ("{0: {np.float64(4)}}", r"has 'np.float64\(4\)}}' where only"),
-        ("{0: {xnp.int64(4)}}", r"has 'xnp.int64\(4\)}}' where only"),
-        ("{0: {np.int64(np.int64(4))}}", "has 'np.int64.* where only"),
-        ("{0: set([4])}", r"has 'set\(\[4\]\)}' where only"),
-        ("{0: set(4)}", r"has 'set\(4\)}' where only"),
-        ("{**{0: {4}}}", "has '.*' where only"),
-        ("{0: {*{4}}}", "has '.*' where only"),
+        ("{0: {np.float64(4)}}", "has 'np.float64(4)}}' where only"),
+        ("{0: {xnp.int64(4)}}", "has 'xnp.int64(4)}}' where only"),
+        ("{0: {np.int64(np.int64(4))}}", "has 'np.int64(4)}}' where only"),
+        ("{0: set([4])}", "has 'set([4])}' where only"),
+        ("{0: set(4)}", "has 'set(4)}' where only"),
+        ("{**{0: {4}}}", "has '**{0: {4}}}' where only"),
+        ("{0: {*{4}}}", "has '*{4}}}' where only"),
         ("{0: {x for x in {4}}}", "has 'x for x in {4}}}' where only"),
         ("{0: {\u0664}}", "has '\u0664}}' where only"),  # a digit, but not one of Python's
-        ("\ufeff{}", "where only"),
-        ("{0: {4}}\0", r"has '\\x00' where only"),
+        ("\ufeff{}", "has '\\ufeff{}' where only"),
+        ("{0: {4}}\0", "has '\\x00' where only"),
     ],
 )
 def test_a_line_that_is_no_table_of_sets_is_refused(
     tmp_path: Path, line: str, message: str
 ) -> None:
     path = plnd_file(tmp_path / "n.txt", q=line)
-    with pytest.raises(StorageError, match=rf"n.txt cannot be .*: line 3 \(q\) .*{message}"):
+    message = f"n.txt cannot be read as a PLND neuron file: line 3 (q) {message}"
+    with pytest.raises(StorageError, match=re.escape(message)):
         read_small(path)
 
 
 @pytest.mark.parametrize(
-    ("name", "number", "width"), [("up", 1, 6), ("down", 2, 6), ("q", 3, 12), ("k", 4, 12)]
+    ("name", "number", "width"),
+    [("up", 1, 6), ("down", 2, 6), ("q", 3, 12), ("k", 4, 12), ("v", 5, 12)],
 )
 def test_each_line_has_its_own_width(tmp_path: Path, name: str, number: int, width: int) -> None:
     path = tmp_path / "n.txt"
@@ -665,6 +668,11 @@ def test_deep_nesting_is_refused(tmp_path: Path, bomb: str) -> None:
         read_small(plnd_file(tmp_path / "n.txt", k=bomb))
 
 
+def touching(path: Path) -> str:
+    """An expression that creates a file on being evaluated."""
+    return f"__import__('pathlib').Path({str(path)!r}).touch()"
+
+
 @pytest.mark.parametrize(
     "wrapped", ["{code}", "{{0: {code}}}", "{{0: {{{code}}}}}", "{{{code}: 0}}"]
 )
@@ -672,8 +680,7 @@ def test_a_text_file_that_would_call_something_is_refused_and_runs_nothing(
     tmp_path: Path, wrapped: str
 ) -> None:
     trap = tmp_path / "trap"
-    code = f"__import__('os').system('touch {trap}')"
-    path = plnd_file(tmp_path / "n.txt", v=wrapped.format(code=code))
+    path = plnd_file(tmp_path / "n.txt", v=wrapped.format(code=touching(trap)))
     with pytest.raises(StorageError, match=r"line 5 \(v\) has .*__import__.* where only"):
         read_small(path)
     assert not trap.exists()
@@ -682,7 +689,7 @@ def test_a_text_file_that_would_call_something_is_refused_and_runs_nothing(
 def test_the_hostile_text_file_would_run_elsewhere(tmp_path: Path) -> None:
     """The test above can fail: evaluated as the released code does, the line springs its trap."""
     trap = tmp_path / "trap"
-    eval(f"{{0: __import__('os').system('touch {trap}')}}")
+    eval(f"{{0: {touching(trap)}}}")
     assert trap.exists()
 
 

@@ -14,9 +14,10 @@ from plotly.offline import get_plotlyjs
 
 from lens_lang.errors import MissingExtraError, StorageError
 from lens_lang.evaluate.perplexity import DocumentNLL, PerplexityMatrix
+from lens_lang.importance import Importance
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.page import read_results, report, why_not
-from lens_lang.sites import MLP_POST
+from lens_lang.sites import ATTN_K, ATTN_Q, MLP_POST
 from lens_lang.stats import Frequency
 
 LAYERS, WIDTH = 4, 50
@@ -186,9 +187,66 @@ def test_shared_neurons_are_counted_as_shared(tmp_path: Path) -> None:
     text = "4 distinct neurons of 4 at mlp_post: 2 serve 1 language, 2 serve 2 languages."
     assert text in elements.text
     assert elements.cells == [
-        *("en", "3", "75.000 %", "1", "layer 0 (3)"),
-        *("fr", "3", "75.000 %", "1", "layer 0 (3)"),
+        *("en", "3", "75.000 %", "1", "layer 0 (3)", "fr 2 (by chance 2.2)"),
+        *("fr", "3", "75.000 %", "1", "layer 0 (3)", "en 2 (by chance 2.2)"),
     ]
+
+
+def test_neurons_of_several_structures_are_counted_by_structure(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    widths = {MLP_POST: 40, ATTN_Q: 16, ATTN_K: 8}
+    sets = {
+        lang: NeuronSet(
+            {site: torch.rand(3, n, generator=generator) < 0.3 for site, n in widths.items()}
+        )
+        for lang in ("en", "fr")
+    }
+    LanguageNeurons(sets, {"method": "plnd"}).save(tmp_path / "plnd.safetensors")
+    elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
+    for site in widths:
+        both = int((sets["en"] | sets["fr"]).masks[site].sum())
+        assert f"{both} of {3 * widths[site]} at {site.name}" in elements.text
+    per_row = len(elements.cells) // 2
+    for row, some in enumerate(sets.values()):
+        counts = elements.cells[per_row * (row + 1) - 3 : per_row * (row + 1)]
+        assert counts == [str(int(mask.sum())) for mask in some.masks.values()]
+        per_layer = sum(mask.sum(1) for mask in some.masks.values())
+        busiest = f"layer {int(per_layer.argmax())} ({int(per_layer.max())})"
+        assert elements.cells[per_row * row + 4] == busiest
+    titles = [figure["layout"]["title"]["text"] for figure in elements.figures]
+    assert titles[0].startswith("Share of each layer")
+    assert titles[1:4] == [f"Neurons per layer at {site.name}" for site in widths]
+
+
+def test_what_was_cut_or_left_out_is_said(tmp_path: Path) -> None:
+    Importance(
+        languages=("en", "fr"),
+        score_sum={MLP_POST: torch.ones(2, 1, 3).double()},
+        hits={MLP_POST: torch.ones(2, 1, 3).long()},
+        n_documents=torch.tensor([4, 5]),
+        n_tokens=torch.tensor([400, 1500]),
+        provenance={"model": "toy", "corpora": {"documents cut": {"en": 2}}},
+    ).save(tmp_path / "importance.safetensors")
+    elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
+    assert "Importance of toy." in elements.text
+    assert "Documents cut: en 2." in elements.text
+    assert elements.cells == ["en", "400", "4", "fr", "1,500", "5"]
+
+
+def test_an_effect_is_told_of_the_neurons_it_is_named_after(tmp_path: Path) -> None:
+    changes = torch.tensor([[2.0], [2.001], [2.5]], dtype=torch.float64)
+    few = NeuronSet({MLP_POST: torch.eye(LAYERS, WIDTH, dtype=torch.bool)})
+    for name in ("lape", "plnd"):
+        LanguageNeurons({"en": few}, {"method": name}).save(tmp_path / f"{name}.safetensors")
+        documents = {"en": DocumentNLL(changes[:2], torch.tensor([1]), torch.tensor([4]))}
+        suffix = "" if name == "lape" else f"-{name}"
+        PerplexityMatrix(("en",), ("en",), documents, 0).save(
+            tmp_path / f"perplexity{suffix}.safetensors"
+        )
+    text = Elements(report(tmp_path).read_text(encoding="utf-8")).text
+    assert "Plausible: LAPE gave it only 4 neurons. A neuron counts" in text
+    assert "Plausible: PLND gave it only 4 neurons." in text
+    assert "PLND gave it only 4 neurons. A neuron counts" not in text
 
 
 HOSTILE = "</script><script>alert(1)</script>"

@@ -239,3 +239,28 @@ def test_without_plotly_one_sentence_names_the_pip_command(
     result = matrix_of(CHANGES) if name == "perplexity_matrix" else neurons
     with pytest.raises(MissingExtraError, match=r"figure needs .*pip install 'lens-lang\[plot\]'"):
         getattr(plot, name)(result)
+
+
+def test_the_depth_profile_shows_each_structures_share_of_its_layer() -> None:
+    generator = torch.Generator().manual_seed(0)
+    widths = {MLP_POST: 40, ATTN_Q: 16}
+    sets = {
+        lang: NeuronSet(
+            {site: torch.rand(3, n, generator=generator) < 0.3 for site, n in widths.items()}
+        )
+        for lang in LANGUAGES
+    }
+    figure = plot.depth_profile(LanguageNeurons(sets))
+    assert [line.name for line in figure.data] == ["mlp_post", "attn_q"]
+    for line, site in zip(figure.data, widths, strict=True):
+        counts = torch.stack([some.per_layer(site) for some in sets.values()])
+        expected = 100 * counts.double().mean(0) / widths[site]
+        assert list(line.y) == pytest.approx(expected.tolist())
+        assert list(line.x) == [0, 1, 2]
+        lowest = LANGUAGES[int(counts[:, 1].argmin())]
+        assert f"fewest: {lowest} {int(counts[:, 1].min())}" in line.customdata[1]
+        assert f"of {widths[site]} neurons on average" in line.customdata[1]
+    assert figure.layout.xaxis.title.text == "layer"
+    assert figure.layout.yaxis.title.text == "% of the layer's neurons"
+    assert len({line.line.color for line in figure.data}) == 2
+    assert len({line.marker.symbol for line in figure.data}) == 2  # not by colour alone
