@@ -34,53 +34,52 @@ def first_order_importance(
         One score per column, as `lens_lang.removal.pattern_importance` returns it.
     """
     change = score_change(attention, side)
-    n_heads, n_channels = change.left[0].shape[:2]
-    squares = attention.q.new_zeros(n_heads, n_channels)
-    for heads in slices(n_heads, attention.group):
-        for block in slices(len(rows), _ROWS):
-            squares[heads] += _squared_change(attention, change, side, heads, rows[block])
+    squares = torch.stack(
+        [_squared_change(attention, change, rows[block]) for block in slices(len(rows), _ROWS)]
+    ).sum(0)
     if side == "k":
-        squares = reduce(squares, "(g r) c -> g c", "sum", r=attention.group)
+        squares = squares.sum(1)
     return squares.flatten().sqrt()
 
 
 def _squared_change(
-    attention: Attention,
-    change: ScoreChange,
-    side: Side,
-    heads: slice,
-    block: Int[Tensor, "row"],
-) -> Float[Tensor, "head channel"]:
+    attention: Attention, change: ScoreChange, block: Int[Tensor, "row"]
+) -> Float[Tensor, "kv_head group channel"]:
     """Sum over rows and keys of ``P**2 (D - mean)**2``.
 
     The heads of a group see the same keys, so that their rows are stacked: larger products.
     """
-    rows = as_slice(block)
-    keys = attended(attention.pattern[heads, rows])
-    pattern = attention.pattern[heads, rows, keys].flatten(0, 1)
+    group, rows = attention.group, as_slice(block)
+    keys = attended(attention.pattern[:, rows])
+
+    def stacked(x: Float[Tensor, "head key key"]) -> Float[Tensor, "kv_head row column"]:
+        return rearrange(x[:, rows, keys], "(g r) t s -> g (r t) s", r=group)
+
+    def per_query(x: Float[Tensor, "key head channel"]) -> Float[Tensor, "kv_head row channel"]:
+        return rearrange(x[rows], "t (g r) c -> g (r t) c", r=group)
+
+    def per_key(x: Float[Tensor, "key head channel"]) -> Float[Tensor, "kv_head column channel"]:
+        return x[keys, ::group].transpose(0, 1)
+
+    pattern = stacked(attention.pattern)
     square = pattern.square()
-    scores = None
-    if attention.scores is not None:
-        scores = attention.scores[heads, rows, keys].flatten(0, 1)
+    scores = None if attention.scores is None else stacked(attention.scores)
     weights = [pattern, square, square]
     if attention.cap is not None and scores is not None:
         slope = 1 - torch.tanh(scores / attention.cap).square()  # of the capped score
         weights = [pattern * slope, square * slope, square * slope.square()]
-    left = [rearrange(x[heads, :, rows, 0], "h c t -> (h t) c") for x in change.left]
-    right = [x[heads.start, :, 0, keys].T for x in change.right]
-    growth = None
-    if change.growth is not None and side == "q":
-        growth = rearrange(change.growth[heads, :, rows, 0], "h c t -> (h t) c")
-    elif change.growth is not None:
-        growth = change.growth[heads.start, :, 0, keys].T
-    mean, first, second = (
-        _query_moments(weights, left, right[0], attention.partner, scores, growth)
-        if side == "q"
-        else _key_moments(weights, left, right, scores, growth)
-    )
-    squared = mean.square().mul_(square.sum(1, keepdim=True)).addcmul_(mean, first, value=-2)
+    left, right = [*map(per_query, change.left)], [*map(per_key, change.right)]
+    growth = change.growth
+    if change.side == "q":
+        growth = None if growth is None else per_query(growth)
+        moments = _query_moments(weights, left, right[0], attention.partner, scores, growth)
+    else:
+        growth = None if growth is None else per_key(growth)
+        moments = _key_moments(weights, left, right, scores, growth)
+    mean, first, second = moments
+    squared = mean.square().mul_(square.sum(-1, keepdim=True)).addcmul_(mean, first, value=-2)
     squared.add_(second).clamp_(min=0)
-    return reduce(squared, "(h t) c -> h c", "sum", h=heads.stop - heads.start)
+    return reduce(squared, "g (r t) c -> g r c", "sum", r=group)
 
 
 def _query_moments(
@@ -95,20 +94,20 @@ def _query_moments(
 
     def single(weight: Tensor) -> Tensor:
         sums = weight @ keys
-        return left[0] * sums + (left[1] * sums[:, partner] if len(left) > 1 else 0)
+        return left[0] * sums + (left[1] * sums[..., partner] if len(left) > 1 else 0)
 
     mean, first = single(weights[0]), single(weights[1])
     squares = weights[2] @ keys.square()
     second = left[0].square() * squares
     if len(left) > 1:
-        second += left[1].square() * squares[:, partner]
-        second += 2 * left[0] * left[1] * (weights[2] @ (keys * keys[:, partner]))
+        second += left[1].square() * squares[..., partner]
+        second += 2 * left[0] * left[1] * (weights[2] @ (keys * keys[..., partner]))
     if scores is not None and growth is not None:
         less = 1 - growth
         scored = [weight * scores for weight in weights]
-        mean += less * scored[0].sum(1, keepdim=True)
-        first += less * scored[1].sum(1, keepdim=True)
-        second += less.square() * (scored[2] * scores).sum(1, keepdim=True)
+        mean += less * scored[0].sum(-1, keepdim=True)
+        first += less * scored[1].sum(-1, keepdim=True)
+        second += less.square() * (scored[2] * scores).sum(-1, keepdim=True)
         second += 2 * less * single(scored[2])
     return mean, first, second
 

@@ -206,10 +206,8 @@ def released_pattern_score(
         rows: Positions whose pattern counts.
         scale: The factor that `attention` has on its queries.
     """
-    change = ScoreChange(
-        [_per_query(attention.q_turned / scale)],
-        [_per_key(_repeated(attention.k_turned, attention.group))],
-    )
+    keys = _repeated(attention.k_turned, attention.group)
+    change = ScoreChange("q", [attention.q_turned / scale], [keys])
     plain = replace(attention, cap=None)  # it subtracts from the scores behind the cap
     return _squared_change(plain, change, rows, 1, None).flatten()
 
@@ -221,23 +219,17 @@ class ScoreChange:
     D is the sum over terms of ``left * right``.
 
     Attributes:
+        side: Whose columns are removed.
         left: For each term a factor per query. Channels that rotate in pairs have two terms.
         right: For each term a factor per key.
         growth: With QK-norm, what the rest of the head is multiplied with, per query or per key;
             it is in `left` or `right` already.
     """
 
-    left: Sequence[Float[Tensor, "head channel query 1"]]
-    right: Sequence[Float[Tensor, "head channel 1 key"]]
-    growth: Float[Tensor, "head channel query_or_1 key_or_1"] | None = None
-
-
-def _per_query(x: Float[Tensor, "query head channel"]) -> Float[Tensor, "head channel query 1"]:
-    return rearrange(x, "t h c -> h c t 1").contiguous()
-
-
-def _per_key(x: Float[Tensor, "key head channel"]) -> Float[Tensor, "head channel 1 key"]:
-    return rearrange(x, "s h c -> h c 1 s").contiguous()
+    side: Side
+    left: Sequence[Float[Tensor, "query head channel"]]
+    right: Sequence[Float[Tensor, "key head channel"]]
+    growth: Float[Tensor, "position head channel"] | None = None
 
 
 def score_change(attention: Attention, side: Side) -> ScoreChange:
@@ -262,9 +254,8 @@ def score_change(attention: Attention, side: Side) -> ScoreChange:
         partners.append(other[..., attention.partner])
     if growth is not None:
         shares = [share * growth for share in shares]
-        growth = _per_query(growth) if side == "q" else _per_key(growth)
     left, right = (shares, partners) if side == "q" else (partners, shares)
-    return ScoreChange([*map(_per_query, left)], [*map(_per_key, right)], growth)
+    return ScoreChange(side, left, right, growth)
 
 
 def _repeated(x: Float[Tensor, "key kv_head d"], group: int) -> Float[Tensor, "key head d"]:
@@ -279,11 +270,12 @@ def _squared_change(
     w_o: Float[Tensor, "head d_head d_model"] | None,
 ) -> Float[Tensor, "owner channel"]:
     """Sum the squared change over rows, and over the heads that share their channels."""
-    n_heads, n_channels = change.left[0].shape[:2]
+    n_heads, n_channels = change.left[0].shape[1:]
     total = attention.q.new_zeros(n_heads // shared, n_channels)
     limit = _CHUNK.get(total.device.type, _CHUNK_ELSEWHERE)
+    factors = _Factors.of(change)
     for block in slices(len(rows), _ROWS):
-        rebuilt = _Rebuilt.of(attention, change, as_slice(rows[block]))
+        rebuilt = _Rebuilt.of(attention, factors, as_slice(rows[block]))
         width = (
             rebuilt.pattern.numel()
             if w_o is None
@@ -325,6 +317,28 @@ def attended(pattern: Float[Tensor, "head row key"]) -> slice:
 
 
 @dataclass(frozen=True, eq=False)
+class _Factors:
+    """A `ScoreChange` laid out as it is multiplied: heads and channels first, contiguous."""
+
+    left: Sequence[Float[Tensor, "head channel query 1"]]
+    right: Sequence[Float[Tensor, "head channel 1 key"]]
+    more: Float[Tensor, "head channel query_or_1 key_or_1"] | None
+
+    @classmethod
+    def of(cls, change: ScoreChange) -> "_Factors":
+        def per_query(x: Tensor) -> Tensor:
+            return rearrange(x, "t h c -> h c t 1").contiguous()
+
+        def per_key(x: Tensor) -> Tensor:
+            return rearrange(x, "s h c -> h c 1 s").contiguous()
+
+        more = None
+        if change.growth is not None:
+            more = (per_query if change.side == "q" else per_key)(change.growth - 1)
+        return cls([*map(per_query, change.left)], [*map(per_key, change.right)], more)
+
+
+@dataclass(frozen=True, eq=False)
 class _Rebuilt:
     """The pattern at a few rows, and what is needed to rebuild it without each channel."""
 
@@ -333,28 +347,28 @@ class _Rebuilt:
     values: Float[Tensor, "head column d_head"]
     left: Sequence[Float[Tensor, "head channel row 1"]]
     right: Sequence[Float[Tensor, "head channel 1 column"]]
-    growth: Tensor | None
+    more: Tensor | None
     scores: Float[Tensor, "head 1 row column"] | None
     cap: float | None
 
     @classmethod
     def of(
-        cls, attention: Attention, change: ScoreChange, rows: slice | Int[Tensor, "row"]
+        cls, attention: Attention, factors: _Factors, rows: slice | Int[Tensor, "row"]
     ) -> "_Rebuilt":
         keys = attended(attention.pattern[:, rows])
         pattern = attention.pattern[:, None, rows, keys].contiguous()
-        growth, scores = change.growth, None
-        if growth is not None:
-            growth = growth[:, :, rows] if growth.shape[-1] == 1 else growth[..., keys]
-        if attention.scores is not None and (growth is not None or attention.cap is not None):
+        more, scores = factors.more, None
+        if more is not None:
+            more = more[:, :, rows] if more.shape[-1] == 1 else more[..., keys]
+        if attention.scores is not None and (more is not None or attention.cap is not None):
             scores = attention.scores[:, None, rows, keys].contiguous()
         return cls(
             pattern,
             pattern.log(),
             rearrange(_repeated(attention.v[keys], attention.group), "s h d -> h s d"),
-            [factor[:, :, rows] for factor in change.left],
-            [factor[..., keys] for factor in change.right],
-            None if growth is None else growth - 1,
+            [factor[:, :, rows] for factor in factors.left],
+            [factor[..., keys] for factor in factors.right],
+            more,
             scores,
             attention.cap,
         )
@@ -366,8 +380,8 @@ class _Rebuilt:
         logits = torch.addcmul(start, self.left[0][:, chunk], self.right[0][:, chunk], value=-1)
         for left, right in zip(self.left[1:], self.right[1:], strict=True):
             logits.addcmul_(left[:, chunk], right[:, chunk], value=-1)
-        if self.growth is not None and scores is not None:
-            logits.addcmul_(self.growth[:, chunk], scores)
+        if self.more is not None and scores is not None:
+            logits.addcmul_(self.more[:, chunk], scores)
         if cap is not None and scores is not None:
             capped = cap * torch.tanh(scores / cap)
             logits.div_(cap).tanh_().mul_(cap).add_(self.log_pattern - capped)
