@@ -98,7 +98,7 @@ def depth_profile(neurons: LanguageNeurons) -> "go.Figure":
             customdata=details,
             hovertemplate="%{customdata}<extra></extra>",
         )
-    _set_style(figure, "Share of each layer that belongs to a language (mean over languages)", 360)
+    _set_style(figure, "Share of a layer's neurons per language (mean)", 360)
     figure.update_layout(legend={"orientation": "h", "y": -0.25})
     figure.update_xaxes(title="layer", gridcolor=_AXIS, zeroline=False)
     figure.update_yaxes(title="% of the layer's neurons", gridcolor=_AXIS, rangemode="tozero")

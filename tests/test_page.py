@@ -214,7 +214,7 @@ def test_neurons_of_several_structures_are_counted_by_structure(tmp_path: Path) 
         busiest = f"layer {int(per_layer.argmax())} ({int(per_layer.max())})"
         assert elements.cells[per_row * row + 4] == busiest
     titles = [figure["layout"]["title"]["text"] for figure in elements.figures]
-    assert titles[0].startswith("Share of each layer")
+    assert titles[0].startswith("Share of a layer")
     assert titles[1:4] == [f"Neurons per layer at {site.name}" for site in widths]
 
 

@@ -12,10 +12,13 @@ from lens_lang.collection import collect
 from lens_lang.corpora import Corpora, sample_sentences
 from lens_lang.demo import DemoResult, run_demo
 from lens_lang.detect.lape import lape
+from lens_lang.detect.plnd import plnd
+from lens_lang.evaluate.perplexity import perplexity_matrix
 from lens_lang.intervene import ablate, steer
 from lens_lang.neurons import NeuronSet, random_like
 from lens_lang.results import load
-from lens_lang.sites import MLP_POST
+from lens_lang.scoring import PLNDImportance
+from lens_lang.sites import ATTN_K, ATTN_Q, MLP_POST
 from lens_lang.stats import ActivationFrequency, Activations, Frequency
 
 pytestmark = pytest.mark.real
@@ -138,3 +141,29 @@ def test_the_readmes_ten_lines_run_as_they_stand(
     printed = capsys.readouterr().out
     assert "selectivity" in printed
     assert "Guten Morgen" in printed
+
+
+def test_plnd_neurons_matter_more_than_as_many_others(gemma: Any) -> None:
+    """Switching them off hurts the language far more than random sets of the same layers."""
+    train, test = Corpora.sample(gemma, languages=["de", "zh"]).split(0.1, seed=0)
+    exact, near = (
+        collect(gemma, train, PLNDImportance(mode=mode), progress=False)
+        for mode in ("exact", "first_order")
+    )
+    assert exact.n_documents.tolist() == [12, 12]
+    for site in (ATTN_Q, ATTN_K):
+        mine, theirs = exact.high(site, 1.0), near.high(site, 1.0)
+        assert int((mine & theirs).sum()) > 0.9 * int((mine | theirs).sum())
+    neurons = plnd(exact)
+    total = sum(mask.numel() for mask in neurons.union().masks.values())
+    assert all(0.01 < len(some) / total < 0.2 for some in neurons.values())
+    matrix = perplexity_matrix(
+        gemma,
+        test.truncate(tokens=150),
+        {lang: ablate(some) for lang, some in neurons.items()},
+        controls=2,
+        progress=False,
+    )
+    table = matrix.selectivity()
+    assert (table["own_low"] > 0).all()
+    assert (table["own"] > 5 * table["control"].abs()).all(), table.to_string()
