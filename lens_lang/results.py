@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lens_lang.delta import Delta
 from lens_lang.errors import StorageError, near_misses
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.importance import Importance
@@ -9,12 +10,12 @@ from lens_lang.neurons import LanguageNeurons
 from lens_lang.stats import Activations, Frequency
 from lens_lang.storage import read_tensors
 
-Result = Frequency | Activations | Importance | LanguageNeurons | PerplexityMatrix
+Result = Frequency | Activations | Importance | LanguageNeurons | PerplexityMatrix | Delta
 """Everything that has ``save``."""
 
 _CLASSES = {
     cls.__name__: cls
-    for cls in (Frequency, Activations, Importance, LanguageNeurons, PerplexityMatrix)
+    for cls in (Frequency, Activations, Importance, LanguageNeurons, PerplexityMatrix, Delta)
 }
 
 

@@ -294,6 +294,7 @@ def run_until(
     attention_mask: Bool[Tensor, "batch pos"] | None = None,
     fwd_hooks: FwdHooks = (),
     readers: FwdHooks,
+    gradients: bool = False,
 ) -> None:
     """Run a model only as far as the last reader needs.
 
@@ -307,6 +308,7 @@ def run_until(
         attention_mask: False at padding; None when there is none.
         fwd_hooks: Interventions, attached before the readers so that readers see their effect.
         readers: Functions that must each see their hook point once. They return None.
+        gradients: Keep what a backward pass needs.
     """
     waiting = len(readers)
 
@@ -321,7 +323,8 @@ def run_until(
     device = getattr(model.cfg, "device", None)
     tokens = tokens if device is None else tokens.to(device)
     mask = None if attention_mask is None else attention_mask.to(tokens.device, torch.long)
-    with torch.inference_mode(), _until_stopped(model, [*fwd_hooks, *wrapped]):
+    mode = torch.enable_grad() if gradients else torch.inference_mode()
+    with mode, _until_stopped(model, [*fwd_hooks, *wrapped]):
         model(tokens, attention_mask=mask)
     if waiting:
         raise SiteError(

@@ -136,3 +136,20 @@ def _linear(model: HookedModel, layer: int, path: str) -> Any:
 def _rows(linear: Any) -> int:
     """The axis of the outputs: 0 in a Linear, 1 in the Conv1D of GPT-2."""
     return 0 if isinstance(linear, torch.nn.Linear) else 1
+
+
+def find_weight(model: HookedModel, name: str) -> torch.nn.Parameter:
+    """Return a weight or bias by the name that `WeightSlice` gives it.
+
+    Raises:
+        ModelError: The model has no such weight.
+    """
+    parts = name.split(".")
+    if len(parts) == 5 and parts[0] == "blocks" and parts[1].isdecimal():
+        blocks: Any = model.blocks  # type: ignore[attr-defined]
+        if int(parts[1]) < len(blocks):
+            linear = _linear(model, int(parts[1]), ".".join(parts[2:4]))
+            weight = getattr(linear, parts[4], None)
+            if isinstance(weight, torch.nn.Parameter):
+                return weight
+    raise ModelError(f"{model_name(model)} has no weight {name!r}: it belongs to another model")

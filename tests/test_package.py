@@ -35,6 +35,7 @@ LEVELS: dict[str, int] = {
     "collection": 3,
     "formats": 3,
     "models": 3,
+    "delta": 4,
     "first_order": 4,
     "importance": 4,
     "intervene": 4,

@@ -25,7 +25,7 @@ from lens_lang.sites import (
     run_until,
 )
 
-_CHUNK_LOGITS = 2**26
+CHUNK_LOGITS = 2**26
 """Logits held at once: 256 MiB as float32, whatever the vocabulary, batch and length."""
 
 
@@ -100,7 +100,7 @@ def nll_of_runs(
     batches = list(corpora.batches(batch_size))
     n_tokens = torch.zeros(len(docs), dtype=torch.int64)
     for batch in batches:
-        n_tokens.index_add_(0, batch.documents, _scored(batch).sum(1))
+        n_tokens.index_add_(0, batch.documents, scored_positions(batch).sum(1))
     if int(n_tokens.sum()) == 0:
         raise CorpusError(
             f"{corpora.languages[0]!r} has no token to score: its documents have one token each "
@@ -121,8 +121,12 @@ def nll_of_runs(
     return DocumentNLL(nll, n_tokens, docs.n_bytes)
 
 
-def _scored(batch: TokenBatch) -> Bool[Tensor, "batch pos"]:
-    """True at the positions whose token is scored: real text with something before it."""
+def scored_positions(batch: TokenBatch) -> Bool[Tensor, "batch pos"]:
+    """Return True where the token is scored: real text with something before it.
+
+    Args:
+        batch: Rows of text.
+    """
     real = batch.mask if batch.attention_mask is None else batch.attention_mask
     scored = batch.mask & real
     scored = scored.clone()
@@ -134,7 +138,7 @@ def _batch_nll(
     model: HookedModel, batch: TokenBatch, fwd_hooks: FwdHooks
 ) -> Float[Tensor, "batch"]:
     """Sum of NLL over each row's scored tokens, reading the residual stream in chunks."""
-    scored = _scored(batch)
+    scored = scored_positions(batch)
     rows, places = scored.nonzero(as_tuple=True)
     targets = batch.tokens[rows, places]
     sums = torch.zeros(len(batch.tokens), dtype=torch.float64)
@@ -177,7 +181,7 @@ def token_nll(
     Returns:
         Nats per token, float32.
     """
-    step = max(1, _CHUNK_LOGITS // int(model.cfg.d_vocab))
+    step = max(1, CHUNK_LOGITS // int(model.cfg.d_vocab))
     cap = float(getattr(model.cfg, "output_logits_soft_cap", 0.0) or 0.0)
     found = []
     for start in range(0, len(resid), step):
