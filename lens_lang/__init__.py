@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lens_lang import formats, models, plot
     from lens_lang.collection import collect
     from lens_lang.corpora import Corpora, TokenBatch, sample_sentences
+    from lens_lang.delta import Delta
     from lens_lang.detect.baselines import lap, lave, random_neurons
     from lens_lang.detect.lape import LapeVariant, activation_entropy, lape
     from lens_lang.detect.plnd import plnd
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
     from lens_lang.evaluate.nll import DocumentNLL
     from lens_lang.evaluate.perplexity import PerplexityMatrix, perplexity_matrix
+    from lens_lang.exporting import export
     from lens_lang.importance import Importance
     from lens_lang.intervene import ablate, add, matched_control, replace, scale, steer
     from lens_lang.languages import language_tag
@@ -61,12 +63,14 @@ if TYPE_CHECKING:
         preflight,
     )
     from lens_lang.stats import ActivationFrequency, Activations, Frequency, MeanActivation
+    from lens_lang.tuning import Recipe, Tuned, tune
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "collection": ("collect",),
     "corpora": ("Corpora", "TokenBatch", "sample_sentences"),
+    "delta": ("Delta",),
     "detect.baselines": ("lap", "lave", "random_neurons"),
     "detect.lape": ("LapeVariant", "activation_entropy", "lape"),
     "detect.plnd": ("plnd",),
@@ -85,6 +89,7 @@ _HOMES = {
     ),
     "evaluate.nll": ("DocumentNLL",),
     "evaluate.perplexity": ("PerplexityMatrix", "perplexity_matrix"),
+    "exporting": ("export",),
     "importance": ("Importance",),
     "intervene": ("ablate", "add", "matched_control", "replace", "scale", "steer"),
     "languages": ("language_tag",),
@@ -109,6 +114,7 @@ _HOMES = {
         "preflight",
     ),
     "stats": ("ActivationFrequency", "Activations", "Frequency", "MeanActivation"),
+    "tuning": ("Recipe", "Tuned", "tune"),
 }
 _MODULES = ("formats", "models", "plot")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

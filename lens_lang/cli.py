@@ -44,6 +44,7 @@ _Texts = Annotated[
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 _CtxLen = Annotated[int, typer.Option(help="Tokens per row, BOS included.")]
 _Column = Annotated[str, typer.Option(help="Column that holds the text.")]
+_Neurons = Annotated[str, typer.Option(help="Neuron file in the run folder.")]
 _Top = Annotated[float, typer.Option(help="Share of all neurons to select.")]
 
 
@@ -239,7 +240,7 @@ def evaluate(
     run_dir: _RunDir,
     model: _Model = "gemma-3-270m",
     text: _Texts = None,
-    neurons: Annotated[str, typer.Option(help="Neuron file in the run folder.")] = "lape",
+    neurons: _Neurons = "lape",
     tokens: Annotated[int | None, typer.Option(help="At most so many tokens a language.")] = None,
     controls: Annotated[int, typer.Option(help="Random controls per language.")] = 3,
     all_controls: Annotated[
@@ -268,6 +269,87 @@ def evaluate(
     matrix.save(run_dir / f"{name}.safetensors")
     rows = matrix.to_frame().round(4).to_dict("records")
     _print(rows, as_json, "Change of NLL in nats per token")
+
+
+@app.command()
+def tune(
+    run_dir: _RunDir,
+    language: Annotated[str, typer.Option(help="Whose neurons to train, on whose text.")],
+    model: _Model = "gemma-3-270m",
+    neurons: _Neurons = "lape",
+    steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 100,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-4,
+    text: _Texts = None,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option("--held-out", help="LANGUAGE=FILE to judge on; without, of the sample."),
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Held-out tokens a language, at most.")] = 320,
+    controls: Annotated[int, typer.Option(help="Random sets trained alike.")] = 1,
+    ctx_len: _CtxLen = 128,
+    text_column: _Column = "text",
+    as_json: _Json = False,
+) -> None:
+    """Train exactly a language's neurons; keep the change as a small file."""
+    from lens_lang.models import load_model
+    from lens_lang.neurons import LanguageNeurons
+    from lens_lang.tuning import tune as train
+
+    found = LanguageNeurons.load(run_dir / f"{neurons}.safetensors")[language]
+    files, judged = _files(text), _files(held_out)
+    loaded = load_model(model)
+    corpora = _corpora(loaded, files, ctx_len, None, text_column)[language]
+    tuned = train(
+        loaded,
+        found,
+        corpora,
+        steps=steps,
+        lr=lr,
+        held_out=_corpora(loaded, judged, 512, tokens, text_column, part=1),
+        controls=controls,
+        run_dir=run_dir / f"tuning-{language}",
+    )
+    delta = run_dir / f"delta-{language}.safetensors"
+    tuned.delta.save(delta)
+    assert tuned.held_out is not None  # it was given
+    tuned.held_out.save(run_dir / f"tuned-{language}.safetensors")
+    rows = tuned.held_out.to_frame().round(4).to_dict("records")
+    _print(rows, as_json, f"Change of held-out NLL in nats per token; weights in {delta}")
+
+
+@app.command()
+def export(
+    run_dir: _RunDir,
+    out: Annotated[Path, typer.Argument(help="New folder, for AutoModelForCausalLM.")],
+    language: Annotated[str, typer.Option(help="Whose neurons to switch off in the weights.")],
+    model: _Model = "gemma-3-270m",
+    neurons: _Neurons = "lape",
+    scale: Annotated[float, typer.Option(help="Multiply them by this instead.")] = 0.0,
+) -> None:
+    """Write a Hugging Face model with a language's neurons off for good."""
+    from lens_lang.exporting import export as write
+    from lens_lang.models import load_model
+    from lens_lang.neurons import LanguageNeurons
+
+    found = LanguageNeurons.load(run_dir / f"{neurons}.safetensors")[language]
+    _out(str(write(load_model(model), found, out, scale=scale)))
+
+
+@app.command("apply")
+def apply_delta(
+    delta: Annotated[Path, typer.Argument(help="File that `tune` wrote.")],
+    out: Annotated[Path, typer.Argument(help="New folder, for AutoModelForCausalLM.")],
+    model: _Model = "gemma-3-270m",
+) -> None:
+    """Write a Hugging Face model with a tuned change in its weights."""
+    from lens_lang.delta import Delta
+    from lens_lang.exporting import export as write
+    from lens_lang.models import load_model
+    from lens_lang.neurons import NeuronSet
+
+    change, loaded = Delta.load(delta), load_model(model)
+    change.apply(loaded)
+    _out(str(write(loaded, NeuronSet({}), out)))
 
 
 @app.command()

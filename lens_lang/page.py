@@ -276,7 +276,9 @@ def _effect(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) -> Sectio
         f"where one more would lie. Tokens scored, and documents: {scored}."
     )
     return Section(
-        title="Effect of switching them off",
+        title="Effect of training them"
+        if matrix.interventions == ("tuned",)
+        else "Effect of switching them off",
         text=text,
         columns=[
             "language",

@@ -20,7 +20,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_lang.attention import Attention, RMSNorm
+from lens_lang.attention import Attention, RMSNorm, widened
 
 _CHUNK = {"cpu": 2**18}
 """Numbers held at once while patterns are recomputed: about a core's cache."""
@@ -75,8 +75,8 @@ class NormedOutput:
 
     @classmethod
     def of(cls, w_out: Float[Tensor, "neuron d_model"], norm: RMSNorm) -> "NormedOutput":
-        """Take both, and what of them is needed again and again."""
-        square = w_out.square()
+        """Take both, and what of them is needed again and again; half precision stays so."""
+        square = widened(w_out).square()
         return cls(w_out, norm, square.sum(1), square @ norm.gain.square())
 
 
@@ -104,7 +104,7 @@ def mlp_importance_behind_norm(
     square_gain = output.norm.gain.square()
     whole_gained = (normalized.square() @ square_gain)[:, None]
     # one product for both: with y itself, and with y weighted by the squared gain
-    products = torch.cat([normalized, normalized * square_gain]) @ output.w_out.T
+    products = torch.cat([normalized, normalized * square_gain]) @ output.w_out.to(post.dtype).T
     along, along_gained = products[: len(post)], products[len(post) :]
     smallest = output.norm.eps / rms.square()
     totals = post.new_zeros(len(lengths), len(output.size))

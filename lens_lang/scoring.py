@@ -158,7 +158,9 @@ class PLNDImportance:
         bound = _BoundImportance(self, model)
         preflight(model, bound.sites)
         if self.mode != "released":
-            exact = _BoundImportance(replace(self, mode="exact"), model)
+            exact = bound
+            if self.mode != "exact":
+                exact = _BoundImportance(replace(self, mode="exact"), model)
             check_removal(
                 model, exact.scores, scored=self.sites, reads=exact.sites, target=self.target
             )
@@ -170,7 +172,7 @@ class _Weights:
     """What the closed forms need of one layer's weights."""
 
     out_norms: Float[Tensor, "neuron"]
-    o: Float[Tensor, "head d_head d_model"]
+    o: Float[Tensor, "head d_head d_model"] | None
     o_norms: Float[Tensor, "head_channel"]
     gram: Float[Tensor, "kv_head d_head group group"]
     behind_norm: NormedOutput | None
@@ -218,10 +220,11 @@ class _BoundImportance:
         behind_norm = None
         if self.post_norm:
             norm = RMSNorm.of(block.ln2_post, block.mlp.W_out[0])
-            behind_norm = NormedOutput.of(out, norm)
+            behind_norm = NormedOutput.of(block.mlp.W_out.detach(), norm)
         return _Weights(
             out_norms=row_norms(out),
-            o=o,
+            # kept only where it is needed: in half precision, `o` is a copy
+            o=o if self.patterned and self.spec.target == "output" else None,
             o_norms=row_norms(o.flatten(0, 1)),
             gram=value_gram(o, o.shape[0] // self.group),
             behind_norm=behind_norm,
@@ -278,7 +281,6 @@ class _BoundImportance:
         spec, weights = self.spec, self.weights[reading.layer]
         rule = weights.rule
         assert rule is not None  # read for every layer whose patterns are scored
-        w_o = weights.o if spec.target == "output" else None
         found: dict[Site, list[Tensor]] = {site: [] for site in self.patterned}
         for document, counted in enumerate(reading.mask):
             rows = counted.nonzero().flatten()
@@ -293,7 +295,7 @@ class _BoundImportance:
                 elif spec.mode == "first_order":
                     scores.append(first_order_importance(attention, rows, side))
                 else:
-                    scores.append(pattern_importance(attention, rows, side, w_o=w_o))
+                    scores.append(pattern_importance(attention, rows, side, w_o=weights.o))
         return {site: torch.stack(scores) for site, scores in found.items()}
 
     def _high(self, site: Site, scores: Float[Tensor, "doc neuron"]) -> Bool[Tensor, "doc neuron"]:

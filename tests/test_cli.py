@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import transformers
 import typer
 from conftest import D_MLP, LAYERS, LetterTokenizer, hf_model
 
@@ -22,6 +23,7 @@ from lens_lang.detect.lape import lape
 from lens_lang.detect.plnd import plnd
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.importance import Importance
+from lens_lang.intervene import ablate
 from lens_lang.models import bridge
 from lens_lang.neurons import LanguageNeurons
 from lens_lang.results import load
@@ -149,6 +151,9 @@ def test_there_is_one_verb_per_function() -> None:
         ("detect", "lave"),
         ("detect", "plnd"),
         ("evaluate",),
+        ("tune",),
+        ("export",),
+        ("apply",),
         ("report",),
         ("info",),
         ("convert",),
@@ -657,3 +662,44 @@ def squeezed_words(text: str) -> str:
 
 def test_detecting_without_importance_is_one_sentence(tmp_path: Path) -> None:
     assert "There is no file" in refused("detect", "plnd", tmp_path)
+
+
+# --- keeping ---
+
+
+def test_tuning_exporting_and_applying(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each command starts from the model as it is on disk."""
+
+    def fresh(name: str) -> Any:
+        model = bridge(hf_model("llama"))
+        model.tokenizer = LetterTokenizer()
+        return model
+
+    monkeypatch.setattr("lens_lang.models.load_model", fresh)
+    folder = tmp_path / "run"
+    done("collect", folder, *texts, "--ctx-len", 32)
+    done("detect", "lape", folder, "--top", 0.05)
+    held_out = [x.replace("--text", "--held-out") if x == "--text" else x for x in texts]
+    options = ("--language", "French", "--steps", 3, "--lr", 0.01, "--ctx-len", 32)
+    rows = json.loads(done("tune", folder, *options, *texts, *held_out[:4], "--json"))
+    assert [row["language"] for row in rows] == ["en", "fr"]
+    assert all(row["intervention"] == "tuned" for row in rows)
+    delta = load(folder / "delta-French.safetensors")
+    matrix = load(folder / "tuned-French.safetensors")
+    assert (matrix.n_controls, matrix.interventions) == (1, ("tuned",))
+    monkeypatch.setattr(LetterTokenizer, "save_pretrained", lambda self, path: (), raising=False)
+    changed = Path(done("apply", folder / "delta-French.safetensors", tmp_path / "tuned").strip())
+    tokens = torch.tensor([[1, 5, 9, 40, 3]])
+    expected = fresh("")
+    delta.apply(expected)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(changed)
+    torch.testing.assert_close(loaded(tokens).logits, expected(tokens), rtol=1e-5, atol=1e-5)
+    off = done("export", folder, tmp_path / "off", "--language", "fr").strip()
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(off)
+    hooks = ablate(load(folder / "lape.safetensors")["fr"])
+    hooked = fresh("").run_with_hooks(tokens, fwd_hooks=hooks)
+    torch.testing.assert_close(loaded(tokens).logits, hooked, rtol=1e-5, atol=1e-5)
+    done("report", folder)
+    assert "Effect of training them" in (folder / "report.html").read_text(encoding="utf-8")

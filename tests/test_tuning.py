@@ -170,10 +170,11 @@ def test_passes_of_a_step_add_up_by_token() -> None:
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
 
 
-def test_it_learns_what_it_is_taught(own_llama: Any) -> None:
+def test_it_learns_what_it_is_taught() -> None:
+    model = bridge(hf_model("gemma3"))
     text = Corpora.from_tokens({"en": [[5, 9, 40, 3, 77, 12, 60]]}, bos_id=1)
-    neurons = some_neurons(own_llama, share=0.5)
-    tuned = tune(own_llama, neurons, text, steps=60, lr=5e-2, held_out=text, recipe=QUIET)
+    neurons = some_neurons(model, share=0.5)
+    tuned = tune(model, neurons, text, steps=60, lr=2e-2, held_out=text, recipe=QUIET)
     assert float(tuned.losses[-1]) < 0.5 * float(tuned.losses[0])
     assert tuned.held_out is not None
     assert float(tuned.held_out.delta_nll) < -2
