@@ -10,7 +10,7 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from lens_lang.corpora import Corpora, TokenBatch, check_fits
 from lens_lang.delta import Delta, WeightChange
-from lens_lang.errors import ActivationError, CorpusError, OptionError, StorageError
+from lens_lang.errors import ActivationError, CorpusError, ModelError, OptionError, StorageError
 from lens_lang.evaluate.nll import (
     CHUNK_LOGITS,
     DocumentNLL,
@@ -58,6 +58,8 @@ class Recipe:
         batch_size: Rows per forward and backward pass.
         accumulation: Passes per step; their gradients are averaged by token.
         warmup: Share of the steps in which the rate rises from 0; it falls as a cosine after.
+        checkpointing: Keep only what enters each block and run it again going back: less memory,
+            a third more time.
         max_norm: The gradient of the chosen entries is shortened to this length; None leaves it.
         optimiser: Any of torch's, or a function of parameters and ``lr``; its weight decay acts
             on the chosen entries only. AdamW by default.
@@ -71,6 +73,7 @@ class Recipe:
 
     batch_size: int = 8
     accumulation: int = 1
+    checkpointing: bool = False
     warmup: float = 0.05
     max_norm: float | None = 1.0
     optimiser: Optimiser = torch.optim.AdamW
@@ -286,7 +289,8 @@ def _train(
     shown: dict[str, float] = {}
     try:
         _write(slices, state.masters)
-        with _learning(model, slices, masters):
+        saving = _checkpointing(model) if recipe.checkpointing else nullcontext()
+        with saving, _learning(model, slices, masters):
             for number, passes in enumerate(plan.batches()):
                 if number < state.step:
                     continue
@@ -411,6 +415,44 @@ def _learning(
             handle.remove()
         for parameter, before in zip(parameters, wanted, strict=True):
             parameter.requires_grad_(before)
+
+
+@contextmanager
+def _checkpointing(model: HookedModel) -> Iterator[None]:
+    """Run every block again in the backward pass, rather than keep what it computed.
+
+    The layers of `transformers` can, but only in training mode; that is set for the layers alone,
+    whose own dropout is set to 0, so that nothing else behaves as in training.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    hf_model = getattr(model, "original_model", None)
+    modules = [] if hf_model is None else hf_model.modules()
+    layers = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+    if hf_model is None or not layers:
+        raise ModelError(
+            f"The layers of {model_name(model)} cannot be run again in the backward pass: use "
+            "checkpointing=False, and a smaller batch_size with accumulation to save memory"
+        )
+    kept = [(layer, layer.training, getattr(layer, "dropout", None)) for layer in layers]
+    use_cache = hf_model.config.use_cache
+    # `transformers` renamed them within the versions that we take
+    kind = "activation" if hasattr(hf_model, "activation_checkpointing_enable") else "gradient"
+    try:
+        getattr(hf_model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+        hf_model.config.use_cache = False  # a second run would find its own keys in it
+        for layer, _, dropout in kept:
+            layer.training = True
+            if isinstance(dropout, float):
+                layer.dropout = 0.0
+        yield
+    finally:
+        getattr(hf_model, f"{kind}_checkpointing_disable")()
+        hf_model.config.use_cache = use_cache
+        for layer, training, dropout in kept:
+            layer.training = training
+            if isinstance(dropout, float):
+                layer.dropout = dropout
 
 
 def _joined(slices: Iterable[WeightSlice]) -> list[WeightSlice]:

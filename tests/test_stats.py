@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lens_lang.errors import LanguageError, ShapeError, StorageError
 from lens_lang.sites import MLP_POST, MLP_PRE
-from lens_lang.specs import Sums
+from lens_lang.specs import Reading, Sums
 from lens_lang.stats import ActivationFrequency, Activations, Frequency
 
 LANGUAGES = ("en", "fr", "zh")
@@ -181,5 +181,6 @@ def test_firing_is_strictly_above_the_threshold(
     sums = Sums()
     values = torch.tensor([[0.5, 2.0, 0.0], [0.0, -0.5, -1.0]])
     bound = ActivationFrequency(threshold=threshold).bind(llama)
-    bound.update(sums, 0, {MLP_PRE: values})
+    everywhere = torch.ones(1, 2, dtype=torch.bool)
+    bound.update(sums, Reading(0, {MLP_PRE: values[None]}, everywhere))
     assert sums.stacked()["count"].tolist() == [expected]

@@ -170,6 +170,26 @@ def test_passes_of_a_step_add_up_by_token() -> None:
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_running_blocks_again_changes_memory_and_nothing_else(architecture: str) -> None:
+    results = []
+    for checkpointing in (False, True):
+        model = bridge(hf_model(architecture))
+        runs: list[int] = []
+        handle = model.blocks[1].attn.q.register_forward_hook(
+            lambda *_, runs=runs: runs.append(1)
+        )
+        recipe = Recipe(batch_size=4, checkpointing=checkpointing, progress=False)
+        tuned = tune(model, some_neurons(model), TEXT, steps=2, lr=1e-3, recipe=recipe)
+        handle.remove()
+        assert len(runs) == (4 if checkpointing else 2)
+        assert not any(module.training for module in model.original_model.modules())
+        results.append(tuned)
+    torch.testing.assert_close(results[0].losses, results[1].losses)
+    for name, change in results[0].delta.changes.items():
+        torch.testing.assert_close(change.after, results[1].delta.changes[name].after)
+
+
 def test_it_learns_what_it_is_taught() -> None:
     model = bridge(hf_model("gemma3"))
     text = Corpora.from_tokens({"en": [[5, 9, 40, 3, 77, 12, 60]]}, bos_id=1)

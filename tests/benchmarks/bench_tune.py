@@ -29,7 +29,7 @@ from lens_lang.stats import ActivationFrequency
 from lens_lang.tuning import Recipe, tune
 
 LANGUAGE = "id"
-STEPS, LR = 60, 1e-3
+STEPS, LR = 24, 1e-4
 QUIET = Recipe(batch_size=8, progress=False)
 
 
@@ -39,14 +39,14 @@ def enhance() -> None:
     sample = Corpora.sample(model)
     train, test = sample.split(0.8, seed=0)
     neurons = lape(collect(model, train, ActivationFrequency(), progress=False))[LANGUAGE]
-    judged = test.truncate(tokens=200)
+    judged = test.truncate(tokens=160)
     print(f"{len(neurons)} LAPE neurons of {LANGUAGE}, {STEPS} steps, lr {LR:g}")
     for fraction in (0.25, 0.5, 1.0):
         text = train[LANGUAGE].laid_out(pack=False)
         if fraction < 1:
             text, _ = text.split(fraction, seed=0)
         tuned = tune(
-            model, neurons, text, steps=STEPS, lr=LR, held_out=judged, controls=2, recipe=QUIET
+            model, neurons, text, steps=STEPS, lr=LR, held_out=judged, controls=1, recipe=QUIET
         )
         tuned.delta.remove(model)
         assert tuned.held_out is not None
