@@ -106,7 +106,7 @@ def export(
     _check_options(scale, max_shard_size)
     target = _free_folder(path)
     _check_neurons(model, neurons)
-    card = _card(model, neurons, target.name, scale, source)
+    card = _card(model, neurons, target.name, scale=scale, source=source)
     tokenizer = getattr(model, "tokenizer", None)
     if getattr(model, "original_model", None) is None:
         model, tokenizer = _from_source(model, source, tokenizer)
@@ -276,9 +276,9 @@ def _homes(model: Any, tensors: dict[str, Tensor]) -> dict[_Place, _Home]:
     }
     homes: dict[_Place, _Home] = {}
     if any(parameter.ndim > 1 for parameter in loose.values()):
-        for (layer, room), parts in _projections(model).items():
+        for parts in _projections(model):
             if any(_place(part.parameter) not in places for part in parts):
-                homes |= _find_fused(model, tensors, parts, f"{room} of layer {layer}", layer)
+                homes |= _find_fused(model, tensors, parts)
     for name, parameter in loose.items():
         # TransformerLens gives zero biases to projections that have none, such as the unembedding.
         if _place(parameter) not in homes and bool(parameter.detach().any()):
@@ -290,28 +290,26 @@ def _homes(model: Any, tensors: dict[str, Tensor]) -> dict[_Place, _Home]:
     return homes
 
 
-def _projections(model: HookedModel) -> dict[tuple[int, str], list[WeightSlice]]:
-    """The weights and biases of projections that may be fused, by layer and kind."""
+def _projections(model: HookedModel) -> list[list[WeightSlice]]:
+    """The weights and biases of projections that may be fused, those of a layer together."""
     sites = [ATTN_Q, ATTN_K, ATTN_V, *([MLP_PRE, MLP_UP] if is_gated(model) else [])]
     layers = n_layers(model)
     everything = NeuronSet(
         {site: torch.ones(layers, site_width(model, site), dtype=torch.bool) for site in sites}
     )
-    rooms: dict[tuple[int, str], list[WeightSlice]] = defaultdict(list)
+    together: dict[tuple[str, str], list[WeightSlice]] = defaultdict(list)
     for piece in _switches(model, everything):
         _, layer, room, *_ = piece.name.split(".")
-        rooms[int(layer), room].append(piece)
-    return rooms
+        together[layer, room].append(piece)
+    return list(together.values())
 
 
 def _find_fused(
-    model: HookedModel,
-    tensors: dict[str, Tensor],
-    parts: list[WeightSlice],
-    where: str,
-    layer: int,
+    model: HookedModel, tensors: dict[str, Tensor], parts: list[WeightSlice]
 ) -> dict[_Place, _Home]:
     """Find the one tensor and the one order of its outputs in which the parts are all there."""
+    _, layer, room, *_ = parts[0].name.split(".")
+    where = f"{room} of layer {layer}"
     weights = [part for part in parts if part.parameter.ndim > 1]
     biases = {part.name.removesuffix(".bias"): part for part in parts if part.parameter.ndim == 1}
     sizes = [len(part.indices) for part in weights]
@@ -368,8 +366,6 @@ def _is_at(part: WeightSlice, homes: dict[_Place, _Home], tensors: dict[str, Ten
     home = homes.get(_place(part.parameter))
     if home is None:  # a bias that the fused projection has not
         return not bool(values.any())
-    if part.axis == 1:
-        values = values.T
     fused = tensors[home.key]
     rows = fused.index_select(home.axis, home.rows.to(fused.device))
     if home.axis == 1:
@@ -489,7 +485,12 @@ def _save(plain: Any, folder: Path, max_shard_size: str) -> None:
 
 
 def _card(
-    model: HookedModel, neurons: NeuronSet, folder: str, scale: float, source: str | Path | None
+    model: HookedModel,
+    neurons: NeuronSet,
+    folder: str,
+    *,
+    scale: float,
+    source: str | Path | None,
 ) -> str:
     """The README.md: what the folder holds and what was done to it."""
     base = model_name(model)

@@ -26,6 +26,7 @@ from conftest import (
     hf_model,
     tiny,
 )
+from safetensors import SafetensorError
 from test_sites import TOKENS
 
 from lens_lang import exporting
@@ -222,6 +223,20 @@ def _files(folder: Path) -> dict[str, torch.Tensor]:
     for file in folder.glob("*.safetensors"):
         tensors.update(load_file(file))
     return tensors
+
+
+@pytest.mark.lane
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2", "bloom", "opt"])
+def test_compatibility_mode_without_processing_exports_the_same(
+    architecture: str, tmp_path: Path
+) -> None:
+    model = bridge(fresh(architecture))
+    model.enable_compatibility_mode(no_processing=True, disable_warnings=True)
+    assert changed(export(model, NOBODY, tmp_path / "out"), fresh(architecture)) == set()
+    neurons = some_neurons(model, ATTN_Q, ATTN_Z, MLP_POST)
+    expected = hooked_logits(tiny(architecture), ablate(neurons))
+    folder = export(model, neurons, tmp_path / "off")
+    torch.testing.assert_close(exported_logits(folder), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("neurons", ["none", "empty masks", "times one"])
@@ -505,6 +520,23 @@ class TestChangedCopies:
         with pytest.raises(ModelError, match="lm_head.bias exists only in TransformerLens"):
             export(model, NOBODY, tmp_path / "out")
 
+    def test_biases_of_zeros_that_only_the_bridge_has_are_left_out(self, tmp_path: Path) -> None:
+        """Beside a fused projection without any; the neurons' weights are edited all the same."""
+        model = bridge(fresh("falcon"))
+        expected = hooked_logits(model, ablate(some_neurons(model, ATTN_Q)))
+        bias = torch.nn.Parameter(torch.zeros(D_MODEL))
+        model.blocks[1].attn.q.original_component.bias = bias
+        folder = export(model, some_neurons(model, ATTN_Q), tmp_path / "zeros")
+        assert (
+            _files(folder).keys()
+            == _files(export(bridge(fresh("falcon")), NOBODY, tmp_path / "f")).keys()
+        )
+        torch.testing.assert_close(exported_logits(folder), expected, atol=1e-5, rtol=0)
+        with torch.no_grad():
+            bias[3] = 1.0
+        with pytest.raises(ModelError, match="attn of layer 1, .* would lose the change"):
+            export(model, NOBODY, tmp_path / "out")
+
     def test_weights_that_are_tied_only_in_the_configuration_are_refused(
         self, tmp_path: Path
     ) -> None:
@@ -580,6 +612,12 @@ class TestRefusals:
         with pytest.raises(ModelError, match=message):
             export(model, NOBODY, tmp_path / "out")
 
+    def test_a_configuration_of_another_model(self, tmp_path: Path) -> None:
+        model = bridge(fresh("gpt2"))
+        model.original_model.config.n_layer = LAYERS + 1
+        with pytest.raises(ModelError, match="has no transformer.h.3.* which transformers expects"):
+            export(model, NOBODY, tmp_path / "out")
+
     def test_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("mine")
         with pytest.raises(StorageError, match="out, which is a file: choose another path$"):
@@ -621,6 +659,7 @@ class TestFolder:
         [
             (RuntimeError("planted"), RuntimeError, "planted"),
             (KeyboardInterrupt("planted"), KeyboardInterrupt, "planted"),
+            (SafetensorError("disk full"), StorageError, "disk full. Nothing was"),
             (OSError(28, "No space left on device"), StorageError, "No space left .* Nothing was"),
         ],
     )

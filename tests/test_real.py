@@ -14,12 +14,15 @@ from lens_lang.demo import DemoResult, run_demo
 from lens_lang.detect.lape import lape
 from lens_lang.detect.plnd import plnd
 from lens_lang.evaluate.perplexity import perplexity_matrix
+from lens_lang.exporting import export
 from lens_lang.intervene import ablate, steer
+from lens_lang.models import load_model
 from lens_lang.neurons import NeuronSet, random_like
 from lens_lang.results import load
 from lens_lang.scoring import PLNDImportance
 from lens_lang.sites import ATTN_K, ATTN_Q, MLP_POST
 from lens_lang.stats import ActivationFrequency, Activations, Frequency
+from lens_lang.tuning import Recipe, tune
 
 pytestmark = pytest.mark.real
 
@@ -167,3 +170,40 @@ def test_plnd_neurons_matter_more_than_as_many_others(gemma: Any) -> None:
     table = matrix.selectivity()
     assert (table["own_low"] > 0).all()
     assert (table["own"] > 5 * table["control"].abs()).all(), table.to_string()
+
+
+def test_training_a_languages_neurons_helps_it_more_than_training_others(
+    gemma: Any, demo: DemoResult
+) -> None:
+    train, test = Corpora.sample(gemma, languages=["id"], pack=False).split(0.8, seed=0)
+    tuned = tune(
+        gemma,
+        demo.neurons["id"],
+        train,
+        steps=8,
+        lr=3e-4,
+        held_out=test.truncate(tokens=150),
+        controls=1,
+        recipe=Recipe(batch_size=6, progress=False),
+    )
+    tuned.delta.remove(gemma)
+    assert tuned.held_out is not None
+    row = tuned.held_out.to_frame().iloc[0]
+    assert row["ci_high"] < 0
+    assert row["delta_nll"] < 2 * row["control"]
+
+
+def test_an_exported_model_says_what_the_hooks_said(
+    gemma: Any, demo: DemoResult, tmp_path: Path
+) -> None:
+    neurons = demo.neurons["fr"] | NeuronSet(
+        {ATTN_Q: torch.eye(18, 1024, dtype=torch.bool), ATTN_K: torch.eye(18, 256).bool()}
+    )
+    folder = export(gemma, neurons, tmp_path / "out")
+    tokens = torch.tensor([[2, *gemma.tokenizer("Le chat", add_special_tokens=False)["input_ids"]]])
+    with torch.inference_mode():
+        hooked = gemma.run_with_hooks(tokens, fwd_hooks=ablate(neurons))
+    exported = load_model(folder)
+    assert exported.tokenizer("Le chat")["input_ids"] == tokens[0].tolist()
+    with torch.inference_mode():
+        torch.testing.assert_close(exported(tokens), hooked, rtol=1e-5, atol=1e-4)
