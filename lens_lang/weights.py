@@ -27,6 +27,7 @@ from lens_lang.sites import (
     Site,
     check_layers,
     check_supported,
+    is_gated,
     model_name,
 )
 
@@ -93,6 +94,11 @@ def neuron_weights(model: HookedModel, neurons: NeuronSet) -> list[WeightSlice]:
     for site, mask in neurons.masks.items():
         if site not in _READS and site not in _WRITES:
             raise SiteError(f"{site.name} is no site of neurons with weights of their own")
+        if site == MLP_UP and not is_gated(model):
+            raise SiteError(
+                f"{model_name(model)} has MLPs without a gate, so it has no site mlp_up: take "
+                "mlp_post"
+            )
         check_layers(model, site, (mask.shape[0], mask.shape[1]))
         for layer in mask.any(1).nonzero().flatten().tolist():
             found += _slices(model, site, layer, mask[layer].nonzero().flatten())

@@ -37,6 +37,7 @@ LEVELS: dict[str, int] = {
     "models": 3,
     "delta": 4,
     "first_order": 4,
+    "fused": 4,
     "importance": 4,
     "intervene": 4,
     "scoring": 5,

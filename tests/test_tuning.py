@@ -176,9 +176,7 @@ def test_running_blocks_again_changes_memory_and_nothing_else(architecture: str)
     for checkpointing in (False, True):
         model = bridge(hf_model(architecture))
         runs: list[int] = []
-        handle = model.blocks[1].attn.q.register_forward_hook(
-            lambda *_, runs=runs: runs.append(1)
-        )
+        handle = model.blocks[1].attn.q.register_forward_hook(lambda *_, runs=runs: runs.append(1))
         recipe = Recipe(batch_size=4, checkpointing=checkpointing, progress=False)
         tuned = tune(model, some_neurons(model), TEXT, steps=2, lr=1e-3, recipe=recipe)
         handle.remove()
@@ -472,6 +470,9 @@ def test_what_cannot_be_trained_is_refused(own_llama: Any) -> None:
     stream = NeuronSet({RESID_POST: torch.ones(3, 48).bool()})
     with pytest.raises(SiteError, match="no site of neurons with weights"):
         tune(own_llama, stream, TEXT, steps=1)
+    plain = bridge(hf_model("gpt2"))
+    with pytest.raises(SiteError, match="has no site mlp_up"):
+        tune(plain, NeuronSet({MLP_UP: torch.ones(3, 112).bool()}), TEXT, steps=1)
     short = Corpora.from_tokens({"en": [[5], [6]]})
     with pytest.raises(CorpusError, match="no token to learn"):
         tune(own_llama, some_neurons(own_llama), short, steps=1)
