@@ -4,8 +4,8 @@ The folder is an ordinary Hugging Face one: `transformers` loads it, hooks and t
 longer needed, and its logits are those of the original model under the hooks of
 `lens_lang.intervene`.
 
-TransformerLens works on the Hugging Face model itself, but under other names. So the edit is made in
-the tensors that `transformers` will load; `lens_lang.fused` finds the neurons in them.
+TransformerLens works on the Hugging Face model itself, but under other names. So the edit is made
+in the tensors that `transformers` will load; `lens_lang.fused` finds the neurons in them.
 """
 
 import copy
