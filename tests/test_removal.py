@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from conftest import ARCHITECTURES, hf_model
 from float64 import in_float64, tiny64
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lens_lang.attention import Attention, AttentionRule, RMSNorm, read_attention
 from lens_lang.first_order import first_order_importance
+from lens_lang.models import bridge
+from lens_lang.neurons import NeuronSet
 from lens_lang.removal import (
     NormedOutput,
     mlp_importance,
@@ -38,6 +40,7 @@ from lens_lang.sites import (
     flat_neurons,
 )
 from lens_lang.specs import Reading
+from lens_lang.weights import neuron_weights
 
 GOLDEN = Path(__file__).parent / "golden" / "plnd_llama_tiny.pt"
 
@@ -217,6 +220,28 @@ def test_queries_and_keys_through_the_output(architecture: str) -> None:
     for site in (ATTN_Q, ATTN_K):
         expected = changes(model, 1, site, "blocks.1.attn.hook_out")
         torch.testing.assert_close(scores[site], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("part", ["gate", "in", "out"])
+def test_gate_up_and_down_weights_of_a_unit_have_one_score(part: str) -> None:
+    """Golden case 3: whichever of its weights is zeroed, the MLP's output changes as much."""
+    model = bridge(hf_model("llama").double())
+    scores = closed(model, 1, sites=(MLP_POST,))[MLP_POST]
+    name = MLP_OUT.at(1)
+    whole = run(model, TOKENS, [], [name])[name]
+    for unit in (0, 17, 111):
+        mask = torch.zeros(3, 112, dtype=torch.bool)
+        mask[1, unit] = True
+        (weight,) = [
+            some
+            for some in neuron_weights(model, NeuronSet({MLP_POST: mask}))
+            if some.name == f"blocks.1.mlp.{part}.weight"
+        ]
+        kept = weight.read()
+        weight.write(torch.zeros_like(kept))
+        without = run(model, TOKENS, [], [name])[name]
+        weight.write(kept)
+        close((without - whole).norm()[None], scores[unit][None])
 
 
 # --- laws, over random shapes ---
