@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_tune.py            both tables
     python tests/benchmarks/bench_tune.py enhance    held-out NLL by number of documents
     python tests/benchmarks/bench_tune.py cost       seconds per step and peak memory, beside
-                                                     training all parameters of the same layers
+                                                     training all matrices of all blocks
 
 *enhance*: LAPE neurons of one language trained on 24, 48 and 96 of its sentences, beside as many
 random neurons of the same layers, judged on all languages' held-out sentences. The paper's
@@ -24,7 +24,8 @@ from lens_lang.corpora import Corpora
 from lens_lang.detect.lape import lape
 from lens_lang.models import PACKAGED, load_model
 from lens_lang.neurons import NeuronSet
-from lens_lang.sites import MLP_POST
+from lens_lang.scoring import SCORED
+from lens_lang.sites import MLP_POST, n_layers, site_width
 from lens_lang.stats import ActivationFrequency
 from lens_lang.tuning import Recipe, tune
 
@@ -59,11 +60,12 @@ def cost(kind: str) -> dict[str, float]:
     """Seconds per step and peak memory of one kind of training, in this process."""
     model = load_model(PACKAGED)
     text = Corpora.sample(model, languages=[LANGUAGE]).laid_out(pack=False)
-    width = 2048
-    chosen = torch.zeros(18, width, dtype=torch.bool)
-    chosen[:, : 3 if kind == "neurons" else width] = True
+    masks = {}
+    for site in SCORED if kind == "all" else (MLP_POST,):
+        masks[site] = torch.zeros(n_layers(model), site_width(model, site), dtype=torch.bool)
+        masks[site][:, : None if kind == "all" else 3] = True
     start = time.perf_counter()
-    tuned = tune(model, NeuronSet({MLP_POST: chosen}), text, steps=5, lr=1e-5, recipe=QUIET)
+    tuned = tune(model, NeuronSet(masks), text, steps=5, lr=1e-5, recipe=QUIET)
     return {
         "seconds": (time.perf_counter() - start) / 5,
         "GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
