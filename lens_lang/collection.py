@@ -160,7 +160,8 @@ def _rows_for(
     cut = corpora.cut_documents(max_tokens=longest)
     cut = {f"documents {what}": counts for what, counts in cut.items() if counts}
     # Whatever is counted by the token must see the rows that it was given.
-    if len(limits) > 1 and (corpora.pack or cut):
+    as_given = not corpora.pack and documents.n_batches(1) == corpora.n_batches(1)
+    if len(limits) > 1 and (cut or not as_given):
         raise OptionError(
             f"One spec reads whole documents of at most {longest} tokens, another any rows: "
             "collect them in two calls, or give corpora laid out with pack=False whose documents "

@@ -220,9 +220,10 @@ def test_counting_tokens_and_documents_in_one_pass_needs_rows_that_are_documents
     alone = collect(llama, CORPORA, specs[0], progress=False)
     assert torch.equal(freq.count, alone.count)
     assert imp.n_tokens.tolist() == freq.n_tokens.tolist()
-    packed = Corpora.from_tokens({"en": ENGLISH}, bos_id=1, ctx_len=6)
-    with pytest.raises(OptionError, match="collect them in two calls"):
-        collect(llama, packed, *specs, progress=False)
+    for pack in (True, False):  # rows that run on, rows that divide a document
+        rows = Corpora.from_tokens({"en": ENGLISH}, bos_id=1, ctx_len=6, pack=pack)
+        with pytest.raises(OptionError, match="collect them in two calls"):
+            collect(llama, rows, *specs, progress=False)
 
 
 # --- what counts as high ---
