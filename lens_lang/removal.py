@@ -3,8 +3,8 @@
 The importance of a neuron for a document (Zhao et al. 2024, arXiv:2402.18815) is the L2 norm, over
 the positions of the document, of the change in its module's output when the neuron is removed:
 for the MLP, values and the output projection the change of that output, for queries and keys the
-change of the attention pattern. Running the model once per neuron would take months; these forms
-give the same numbers from one pass.
+change of the attention pattern. These forms give from one pass the numbers that otherwise need one
+pass per neuron.
 
 Removing a neuron means zeroing its column of the projection with the bias, which is what
 `lens_lang.ablate` does at the same site. Padding and positions that do not count are left out by
