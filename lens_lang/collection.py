@@ -9,7 +9,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -126,7 +126,7 @@ def collect(
         "fwd_hooks": [name for name, _ in fwd_hooks],
         "versions": versions(),
     }
-    described = [{"spec": type(spec).__name__, **_plain(asdict(spec))} for spec in specs]
+    described = [{"spec": type(spec).__name__, **_options(spec)} for spec in specs]
     run = None
     if run_dir is not None:
         run = _RunFolder(Path(run_dir))
@@ -229,7 +229,7 @@ class _Passes:
             held[site] = activations
             if len(held) < len(self.sites):
                 return
-            reading = Reading(layer, values.pop(layer), batch.mask)
+            reading = Reading(layer, values.pop(layer), batch.mask, batch.tokens, batch.language)
             for each in filter(has_neurons, self.sites):
                 # One number per layer shows NaN and infinity, for a hundredth of its time.
                 totals[layer, each.name] = reading.tokens(each).sum(dtype=torch.float32)
@@ -383,12 +383,16 @@ def _differences(
     return found
 
 
-def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec's options as JSON values; sites, which asdict takes apart, by their names."""
+def _options(spec: Spec[Any]) -> dict[str, Any]:
+    """A spec's options as JSON values: sites by their names, tables by their fingerprints."""
 
     def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return value["name"] if "hook" in value else {k: plain(x) for k, x in value.items()}
-        return [plain(x) for x in value] if isinstance(value, tuple | list) else value
+        if isinstance(value, Site):
+            return value.name
+        if hasattr(value, "digest"):
+            return value.digest
+        if isinstance(value, Mapping):
+            return {key: plain(each) for key, each in value.items()}
+        return [plain(each) for each in value] if isinstance(value, tuple | list) else value
 
-    return {key: plain(value) for key, value in options.items()}
+    return {option.name: plain(getattr(spec, option.name)) for option in fields(spec)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_lang.sites import HookedModel, Site, flat_neurons
@@ -66,11 +66,15 @@ class Reading:
         layer: The layer.
         values: What each hook received, batch and position first; padding is among them.
         mask: True at the positions that count: no padding, and BOS only if the corpora say so.
+        token_ids: What was read; padding holds 0. None where a spec is tried without text.
+        language: The language of every row.
     """
 
     layer: int
     values: Mapping[Site, Tensor]
     mask: Bool[Tensor, "batch pos"]
+    token_ids: Int[Tensor, "batch pos"] | None = None
+    language: str = ""
     _tokens: dict[Site, Tensor] = field(default_factory=dict, repr=False)
 
     def tokens(self, site: Site) -> Float[Tensor, "token neuron"]:

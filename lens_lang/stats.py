@@ -8,7 +8,7 @@ two days are joined with ``+``.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -65,7 +65,7 @@ class Frequency:
     _summed: ClassVar[tuple[str, ...]] = ("count", "n_tokens")
 
     def __post_init__(self) -> None:
-        _check_axes(self.languages, self.n_tokens, self.count)
+        check_axes(self.languages, self.n_tokens, self.count)
         if bool((self.count < 0).any()) or bool((self.count > self.n_tokens[:, None, None]).any()):
             raise ShapeError("A count must lie between 0 and the number of tokens of its language")
 
@@ -81,16 +81,16 @@ class Frequency:
         return f"Frequency({self.site.name} > {self.threshold:g}, {_sizes(self, self.count)})"
 
     def __add__(self, other: "Frequency") -> "Frequency":
-        return _added(self, other)
+        return added(self, other)
 
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file."""
-        _save(self, path)
+        save_sums(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Frequency":
         """Read what `save` wrote."""
-        return _load(cls, path)
+        return load_sums(cls, path)
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Activations:
     _summed: ClassVar[tuple[str, ...]] = ("sum", "sum_sq", "n_tokens")
 
     def __post_init__(self) -> None:
-        _check_axes(self.languages, self.n_tokens, self.sum, self.sum_sq)
+        check_axes(self.languages, self.n_tokens, self.sum, self.sum_sq)
 
     @property
     def mean(self) -> Float[Tensor, "lang layer neuron"]:
@@ -188,16 +188,16 @@ class Activations:
         return f"Activations({self.space}, {_sizes(self, self.sum)})"
 
     def __add__(self, other: "Activations") -> "Activations":
-        return _added(self, other)
+        return added(self, other)
 
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file."""
-        _save(self, path)
+        save_sums(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Activations":
         """Read what `save` wrote."""
-        return _load(cls, path)
+        return load_sums(cls, path)
 
 
 @dataclass(frozen=True)
@@ -253,10 +253,33 @@ class _BoundMean:
         )
 
 
-AnyResult = TypeVar("AnyResult", Frequency, Activations)
+class Summed(Protocol):
+    """A result whose sums add: what `added`, `save_sums` and `load_sums` work on."""
+
+    _same: ClassVar[tuple[str, ...]]
+    _summed: ClassVar[tuple[str, ...]]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Names of the first axis of every sum."""
+        ...
+
+    @property
+    def n_tokens(self) -> Tensor:
+        """Tokens of each language."""
+        ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where it comes from."""
+        ...
 
 
-def _check_axes(languages: Sequence[str], n_tokens: Tensor, *tensors: Tensor) -> None:
+AnyResult = TypeVar("AnyResult", bound=Summed)
+
+
+def check_axes(languages: Sequence[str], n_tokens: Tensor, *tensors: Tensor) -> None:
+    """Refuse sums whose axes do not fit their languages, or languages without a token."""
     distinct_languages(languages)
     for tensor in (n_tokens, *tensors):
         if len(tensor) != len(languages):
@@ -275,18 +298,18 @@ def _check_axes(languages: Sequence[str], n_tokens: Tensor, *tensors: Tensor) ->
         raise LanguageError(f"No token was counted for {', '.join(empty)}")
 
 
-def _sizes(result: AnyResult, sums: Tensor) -> str:
+def _sizes(result: Summed, sums: Tensor) -> str:
     tokens = zip(result.languages, result.n_tokens.tolist(), strict=True)
     n_layers, n_neurons = sums.shape[1:]
     counted = ", ".join(f"{lang} {n:,}" for lang, n in tokens)
     return f"{n_layers} layers of {n_neurons}; tokens: {counted}"
 
 
-def _fields(result: AnyResult) -> dict[str, Any]:
+def _fields(result: Summed) -> dict[str, Any]:
     return {name: getattr(result, name) for name in (*result._same, *result._summed)}
 
 
-def _added(mine: AnyResult, theirs: AnyResult) -> AnyResult:
+def added(mine: AnyResult, theirs: AnyResult) -> AnyResult:
     """Join two results that measure the same thing; languages may differ in order, not in set."""
     if not isinstance(theirs, type(mine)):
         return NotImplemented
@@ -309,7 +332,8 @@ def _added(mine: AnyResult, theirs: AnyResult) -> AnyResult:
                 f"{tuple(right.shape)}: they were made with different models"
             )
         values[name] = left + right[order]
-    return type(mine)(**values, provenance=joined_provenance(mine.provenance, theirs.provenance))
+    provenance = joined_provenance(mine.provenance, theirs.provenance)
+    return type(mine)(**values, provenance=provenance)  # type: ignore[call-arg]
 
 
 def joined_provenance(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -326,7 +350,8 @@ def joined_provenance(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dic
     return joined
 
 
-def _save(result: AnyResult, path: str | Path) -> None:
+def save_sums(result: Summed, path: str | Path) -> None:
+    """Write a result to one safetensors file."""
     tensors = {name: getattr(result, name) for name in result._summed}
     header: dict[str, Any] = {"provenance": dict(result.provenance)}
     for name in result._same:
@@ -335,14 +360,15 @@ def _save(result: AnyResult, path: str | Path) -> None:
     write_tensors(path, type(result).__name__, header, tensors)
 
 
-def _load(cls: type[AnyResult], path: str | Path) -> AnyResult:
+def load_sums(cls: type[AnyResult], path: str | Path) -> AnyResult:
+    """Read what `save_sums` wrote."""
     _, header, tensors = read_tensors(path, cls.__name__)
     try:
         values = {name: header[name] for name in cls._same}
         values.update({name: tensors[name] for name in cls._summed})
-        values["languages"] = tuple(values["languages"])
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if "site" in values:
             values["site"] = find_site(values["site"])
-        return cls(**values, provenance=header["provenance"])
+        return cls(**values, provenance=header["provenance"])  # type: ignore[call-arg]
     except (KeyError, TypeError) as error:
         raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error

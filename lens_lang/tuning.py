@@ -24,15 +24,10 @@ from tqdm.auto import tqdm
 from lens_lang.corpora import Corpora, TokenBatch, check_fits
 from lens_lang.delta import Delta, WeightChange
 from lens_lang.errors import ActivationError, CorpusError, ModelError, OptionError, StorageError
-from lens_lang.evaluate.nll import (
-    CHUNK_LOGITS,
-    DocumentNLL,
-    document_nll,
-    scored_positions,
-    token_nll,
-)
+from lens_lang.evaluate.nll import DocumentNLL, document_nll, scored_positions, token_nll
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.neurons import NeuronSet, random_like
+from lens_lang.readout import chunks
 from lens_lang.sites import (
     RESID_POST,
     HookedModel,
@@ -372,12 +367,11 @@ def _backward(model: HookedModel, batch: TokenBatch, n_tokens: int) -> float:
     targets = batch.tokens[rows, places].to(resid.device)
     gradient = torch.empty_like(resid)
     total = 0.0
-    size = max(1, CHUNK_LOGITS // int(model.cfg.d_vocab))
-    for start in range(0, len(resid), size):
-        chunk = resid[start : start + size].detach().requires_grad_()
+    for some in chunks(model, len(resid)):
+        chunk = resid[some].detach().requires_grad_()
         with torch.enable_grad():
-            nll = token_nll(model, chunk, targets[start : start + size]).sum()
-        (gradient[start : start + size],) = torch.autograd.grad(nll / n_tokens, chunk)
+            nll = token_nll(model, chunk, targets[some]).sum()
+        (gradient[some],) = torch.autograd.grad(nll / n_tokens, chunk)
         total += float(nll.detach())
     torch.autograd.backward([resid], [gradient])
     return total

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import VOCAB, hf_model, random_documents, tiny
 
-from lens_lang import results
+from lens_lang import readout, results
 from lens_lang.corpora import Corpora
 from lens_lang.errors import (
     ActivationError,
@@ -72,7 +72,7 @@ def test_chunks_of_any_size_give_the_same(
     llama: Any, corpora: Corpora, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = document_nll(llama, corpora)["en"].nll
-    monkeypatch.setattr(nll_module, "CHUNK_LOGITS", 2 * VOCAB)
+    monkeypatch.setattr(readout, "CHUNK_LOGITS", 2 * VOCAB)
     widths: list[int] = []
     spy = ("unembed.hook_in", lambda values, hook: widths.append(values.shape[:-1].numel()))
     chunked = document_nll(llama, corpora, fwd_hooks=[spy])["en"].nll

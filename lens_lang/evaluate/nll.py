@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lens_lang.corpora import Corpora, TokenBatch, check_fits
 from lens_lang.errors import ActivationError, CorpusError
+from lens_lang.readout import check_before_readout, chunks, read_logits
 from lens_lang.sites import (
     RESID_POST,
     FwdHooks,
@@ -24,9 +25,6 @@ from lens_lang.sites import (
     n_layers,
     run_until,
 )
-
-CHUNK_LOGITS = 2**26
-"""Logits held at once: 256 MiB as float32, whatever the vocabulary, batch and length."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +62,7 @@ def document_nll(
         By language; ``nll`` has one row.
     """
     check_hooks(model, fwd_hooks)
+    check_before_readout(fwd_hooks)
     corpora = corpora.laid_out(pack=False)
     check_fits(corpora, model.cfg)
     return {
@@ -181,15 +180,9 @@ def token_nll(
     Returns:
         Nats per token, float32.
     """
-    step = max(1, CHUNK_LOGITS // int(model.cfg.d_vocab))
-    cap = float(getattr(model.cfg, "output_logits_soft_cap", 0.0) or 0.0)
     found = []
-    for start in range(0, len(resid), step):
-        some, wanted = resid[start : start + step], targets[start : start + step]
-        normed = model.ln_final(some[None])  # type: ignore[attr-defined]
-        logits = model.unembed(normed)[0].float()  # type: ignore[attr-defined]
-        if cap > 0:
-            logits = cap * torch.tanh(logits / cap)
-        target = logits.gather(-1, wanted.to(logits.device)[:, None])[:, 0]
+    for some in chunks(model, len(resid)):
+        logits = read_logits(model, resid[some])
+        target = logits.gather(-1, targets[some].to(logits.device)[:, None])[:, 0]
         found.append(torch.logsumexp(logits, dim=-1) - target)
     return torch.cat(found)

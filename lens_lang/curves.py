@@ -1,0 +1,232 @@
+"""Shares of languages by layer, prompt by prompt, with their intervals."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lens_lang.errors import LanguageError, ShapeError, StorageError
+from lens_lang.evaluate.significance import (
+    bootstrap_ratio,
+    bootstrap_weights,
+    percentile_interval,
+)
+from lens_lang.languages import find_language
+from lens_lang.storage import read_tensors, write_tensors
+from lens_lang.vocabulary import OTHER
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageCurve:
+    """How much of each layer's prediction belongs to each language, for every prompt.
+
+    Attributes:
+        languages: Labels of all columns but the last, which is *other*.
+        prompt_languages: The language of each prompt; prompts of one language stand together.
+        values: Shares, or differences of shares; layer 0 are the embeddings, layer n is after
+            the n-th block.
+        provenance: Model, prompts, vocabulary and options, as JSON values.
+
+    Examples:
+        >>> values = torch.tensor([[[0.2, 0.7, 0.1]], [[0.4, 0.5, 0.1]]])
+        >>> curve = LanguageCurve(("en", "fr"), ("fr", "fr"), values.double())
+        >>> [round(share, 2) for share in curve.mean[0, 0].tolist()]
+        [0.3, 0.6, 0.1]
+    """
+
+    languages: tuple[str, ...]
+    prompt_languages: tuple[str, ...]
+    values: Float[Tensor, "prompt layer lang_other"]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        prompts, _, columns = self.values.shape
+        if prompts != len(self.prompt_languages) or columns != len(self.languages) + 1:
+            raise ShapeError(
+                f"values of {len(self.prompt_languages)} prompts and {len(self.languages)} "
+                f"languages must be [{len(self.prompt_languages)} layer "
+                f"{len(self.languages) + 1}], got {list(self.values.shape)}"
+            )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of all columns."""
+        return (*self.languages, OTHER)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The prompts' languages, each once."""
+        return tuple(dict.fromkeys(self.prompt_languages))
+
+    @property
+    def mean(self) -> Float[Tensor, "group layer lang_other"]:
+        """Mean over the prompts of each language."""
+        return torch.stack([self.values[self._members(lang)].mean(0) for lang in self.groups])
+
+    @cached_property
+    def ci(self) -> Float[Tensor, "group layer lang_other 2"]:
+        """95 % interval of `mean`, by bootstrap over prompts."""
+        return self.interval()
+
+    def interval(
+        self, *, level: float = 0.95, resamples: int = _RESAMPLES, seed: int = 0
+    ) -> Float[Tensor, "group layer lang_other 2"]:
+        """Return intervals of `mean`: prompts are drawn again, with replacement.
+
+        Args:
+            level: Probability to cover.
+            resamples: Number of resamples.
+            seed: Of the resampling.
+        """
+        found = []
+        for lang in self.groups:
+            values = self.values[self._members(lang)]
+            weights = bootstrap_weights(
+                len(values), resamples=resamples, generator=torch.Generator().manual_seed(seed)
+            )
+            sizes = torch.ones(len(values), dtype=torch.float64)
+            drawn = bootstrap_ratio(values.movedim(0, -1), sizes, weights)
+            found.append(percentile_interval(drawn, level=level))
+        return torch.stack(found)
+
+    def of(self, lang: str) -> "LanguageCurve":
+        """Return the prompts of one language.
+
+        Raises:
+            LanguageError: No prompt has that language.
+        """
+        lang = self.groups[find_language(lang, self.groups)]
+        members = self._members(lang)
+        return replace(self, prompt_languages=(lang,) * len(members), values=self.values[members])
+
+    def __sub__(self, other: "LanguageCurve") -> "LanguageCurve":
+        """Return the change from `other`, prompt by prompt, so that its interval is paired.
+
+        Raises:
+            ShapeError: The two are not of the same prompts, layers and languages.
+        """
+        same = (self.languages, self.prompt_languages, self.values.shape) == (
+            other.languages,
+            other.prompt_languages,
+            other.values.shape,
+        )
+        if not same:
+            raise ShapeError(
+                "Two curves can be compared only over the same prompts, layers and languages"
+            )
+        about = {"difference of": [dict(self.provenance), dict(other.provenance)]}
+        return replace(self, values=self.values - other.values, provenance=about)
+
+    def among_languages(self) -> "LanguageCurve":
+        """Return shares of what belongs to any of the languages, *other* left out.
+
+        As in Zhao et al. (2024), figure 1, where only items of candidate languages count. Where
+        nothing does, all remains *other*.
+        """
+        named = self.values[..., :-1]
+        total = named.sum(-1, keepdim=True)
+        share = torch.where(total > 0, named / total.clamp(min=1e-300), torch.zeros_like(named))
+        rest = (total <= 0).to(share.dtype)
+        return replace(self, values=torch.cat([share, rest], dim=-1))
+
+    def story(self, *, english: str = "en") -> "LanguageCurve":
+        """Return English, the prompt's own language, and all others together.
+
+        The curves that tell whether a model understands in the prompt's language, thinks in
+        English and answers in the prompt's language again. For English prompts the own language
+        is English, and counts as that.
+
+        Args:
+            english: The pivot language.
+
+        Returns:
+            Columns: the pivot, ``own``, ``others``, *other*.
+
+        Raises:
+            LanguageError: The pivot or a prompt's language is not among the curve's.
+        """
+        pivot = find_language(english, self.languages)
+        rows = []
+        for lang, values in zip(self.prompt_languages, self.values, strict=True):
+            if lang not in self.languages:
+                raise LanguageError(
+                    f"Prompts of {lang!r} have no own language among {', '.join(self.languages)}"
+                )
+            own = self.languages.index(lang)
+            shown = values[:, pivot]
+            mine = values[:, own] if own != pivot else torch.zeros_like(shown)
+            others = values[:, :-1].sum(1) - shown - mine
+            rows.append(torch.stack([shown, mine, others, values[:, -1]], dim=1))
+        names = (self.languages[pivot], "own", "others")
+        return replace(self, languages=names, values=torch.stack(rows))
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row per prompt language, layer and label, with its interval."""
+        import pandas as pd
+
+        mean, ci = self.mean, self.ci
+        return pd.DataFrame(
+            [
+                {
+                    "prompts in": group,
+                    "layer": layer,
+                    "language": label,
+                    "share": float(mean[g, layer, column]),
+                    "ci_low": float(ci[g, layer, column, 0]),
+                    "ci_high": float(ci[g, layer, column, 1]),
+                }
+                for g, group in enumerate(self.groups)
+                for layer in range(mean.shape[1])
+                for column, label in enumerate(self.labels)
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"LanguageCurve({len(self.prompt_languages)} prompts in {', '.join(self.groups)}; "
+            f"{self.values.shape[1] - 1} layers; {', '.join(self.labels)})"
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        header = {
+            "languages": list(self.languages),
+            "prompt_languages": list(self.prompt_languages),
+            "provenance": dict(self.provenance),
+        }
+        write_tensors(path, type(self).__name__, header, {"values": self.values})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LanguageCurve":
+        """Read what `save` wrote.
+
+        Raises:
+            StorageError: The file is missing, damaged, or holds something else.
+        """
+        _, header, tensors = read_tensors(path, cls.__name__)
+        try:
+            return cls(
+                tuple(header["languages"]),
+                tuple(header["prompt_languages"]),
+                tensors["values"],
+                header["provenance"],
+            )
+        except (KeyError, TypeError) as error:
+            raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
+
+    def _members(self, lang: str) -> list[int]:
+        return [n for n, each in enumerate(self.prompt_languages) if each == lang]

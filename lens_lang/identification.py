@@ -1,0 +1,106 @@
+"""Language identifiers, as values that can be called with texts.
+
+Any callable that takes texts and returns, for each, a language, probabilities of languages, or
+None serves as well.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lens_lang.errors import LanguageError, MissingExtraError
+
+
+@dataclass(frozen=True)
+class LangidIdentifier:
+    """py3langid: a byte n-gram model of some 140 languages, small and quick.
+
+    Attributes:
+        languages: Choose among these only; None among all it knows.
+
+    Examples:
+        >>> identify = LangidIdentifier(("en", "fr"))
+        >>> max((p, lang) for lang, p in identify(["La maison est petite."])[0].items())[1]
+        'fr'
+    """
+
+    languages: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells its answers from another identifier's."""
+        return f"py3langid {_version('py3langid')} {self.languages}"
+
+    def __call__(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """Return the probabilities of languages for each text.
+
+        Raises:
+            MissingExtraError: py3langid is not installed.
+            LanguageError: It does not know one of the languages.
+        """
+        try:
+            from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        except ImportError:
+            raise MissingExtraError("Identifying languages with py3langid", "lid") from None
+        identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+        if self.languages is not None:
+            unknown = set(self.languages) - set(identifier.labels)
+            if unknown:
+                raise LanguageError(f"py3langid does not know {', '.join(sorted(unknown))}")
+            identifier.set_languages(list(self.languages))
+        return [dict(identifier.rank(text)) for text in texts]
+
+
+@dataclass(frozen=True)
+class LinguaIdentifier:
+    """lingua: 75 languages, made for short text; more certain of single words than py3langid.
+
+    Attributes:
+        languages: Choose among these only; None among all it knows.
+
+    Examples:
+        >>> identify = LinguaIdentifier(("en", "fr"))
+        >>> max((p, lang) for lang, p in identify(["maison"])[0].items())[1]
+        'fr'
+    """
+
+    languages: tuple[str, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells its answers from another identifier's."""
+        return f"lingua {_version('lingua-language-detector')} {self.languages}"
+
+    def __call__(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
+        """Return the probabilities of languages for each text.
+
+        Raises:
+            MissingExtraError: lingua is not installed.
+            LanguageError: It does not know one of the languages.
+        """
+        try:
+            import lingua
+        except ImportError:
+            raise MissingExtraError("Identifying languages with lingua", "lid") from None
+        by_code = {str(each.iso_code_639_1.name).lower(): each for each in lingua.Language.all()}
+        builder = lingua.LanguageDetectorBuilder.from_all_languages()
+        if self.languages is not None:
+            unknown = set(self.languages) - set(by_code)
+            if unknown or len(self.languages) < 2:
+                missing = ", ".join(sorted(unknown)) or "fewer than two languages"
+                raise LanguageError(f"lingua cannot choose among {missing}")
+            chosen = [by_code[lang] for lang in self.languages]
+            builder = lingua.LanguageDetectorBuilder.from_languages(*chosen)
+        answers = builder.build().compute_language_confidence_values_in_parallel(list(texts))
+        return [
+            {str(each.language.iso_code_639_1.name).lower(): each.value for each in answer}
+            for answer in answers
+        ]
+
+
+def _version(distribution: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "missing"
