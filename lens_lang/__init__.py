@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lens_lang import formats, models, plot
     from lens_lang.collection import collect
+    from lens_lang.concepts import (
+        Concept,
+        Prompt,
+        cloze_prompts,
+        read_concepts,
+        repetition_prompts,
+        translation_prompts,
+    )
     from lens_lang.corpora import Corpora, TokenBatch, sample_sentences
+    from lens_lang.curves import LanguageCurve
     from lens_lang.delta import Delta
     from lens_lang.detect.baselines import lap, lave, random_neurons
     from lens_lang.detect.lape import LapeVariant, activation_entropy, lape
@@ -39,9 +48,18 @@ if TYPE_CHECKING:
     from lens_lang.evaluate.nll import DocumentNLL
     from lens_lang.evaluate.perplexity import PerplexityMatrix, perplexity_matrix
     from lens_lang.exporting import export
+    from lens_lang.heads import HeadAttention, HeadPattern, head_set, random_heads
+    from lens_lang.identification import LangidIdentifier, LinguaIdentifier
     from lens_lang.importance import Importance
     from lens_lang.intervene import ablate, add, matched_control, replace, scale, steer
     from lens_lang.languages import language_tag
+    from lens_lang.latent import (
+        LatentLanguages,
+        latent_language,
+        separable_prompts,
+        single_token_concepts,
+    )
+    from lens_lang.lens import LensTable, language_curve, lens_table
     from lens_lang.models import load_model
     from lens_lang.neurons import LanguageNeurons, NeuronSet, random_like
     from lens_lang.page import report
@@ -64,12 +82,22 @@ if TYPE_CHECKING:
     )
     from lens_lang.stats import ActivationFrequency, Activations, Frequency, MeanActivation
     from lens_lang.tuning import Recipe, Tuned, tune
+    from lens_lang.vocabulary import VocabularyLanguages
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "collection": ("collect",),
+    "concepts": (
+        "Concept",
+        "Prompt",
+        "cloze_prompts",
+        "read_concepts",
+        "repetition_prompts",
+        "translation_prompts",
+    ),
     "corpora": ("Corpora", "TokenBatch", "sample_sentences"),
+    "curves": ("LanguageCurve",),
     "delta": ("Delta",),
     "detect.baselines": ("lap", "lave", "random_neurons"),
     "detect.lape": ("LapeVariant", "activation_entropy", "lape"),
@@ -90,9 +118,18 @@ _HOMES = {
     "evaluate.nll": ("DocumentNLL",),
     "evaluate.perplexity": ("PerplexityMatrix", "perplexity_matrix"),
     "exporting": ("export",),
+    "heads": ("HeadAttention", "HeadPattern", "head_set", "random_heads"),
+    "identification": ("LangidIdentifier", "LinguaIdentifier"),
     "importance": ("Importance",),
     "intervene": ("ablate", "add", "matched_control", "replace", "scale", "steer"),
     "languages": ("language_tag",),
+    "latent": (
+        "LatentLanguages",
+        "latent_language",
+        "separable_prompts",
+        "single_token_concepts",
+    ),
+    "lens": ("LensTable", "language_curve", "lens_table"),
     "models": ("load_model",),
     "neurons": ("LanguageNeurons", "NeuronSet", "random_like"),
     "page": ("report",),
@@ -115,6 +152,7 @@ _HOMES = {
     ),
     "stats": ("ActivationFrequency", "Activations", "Frequency", "MeanActivation"),
     "tuning": ("Recipe", "Tuned", "tune"),
+    "vocabulary": ("VocabularyLanguages",),
 }
 _MODULES = ("formats", "models", "plot")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -353,6 +353,70 @@ def apply_delta(
 
 
 @app.command()
+def lens(
+    out: Annotated[Path, typer.Argument(help="Run folder.")],
+    model: _Model = "gemma-3-270m",
+    text: _Texts = None,
+    neurons: Annotated[
+        str | None,
+        typer.Option(help="Neuron file in the run folder: switch each language's own off, too."),
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Held-out documents a language.")] = 8,
+    last: Annotated[
+        bool, typer.Option("--last", help="Read the last token only, not every one: quicker.")
+    ] = False,
+    top_k: Annotated[
+        int | None, typer.Option(help="Count the likeliest items instead of summing probability.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Read without the final norm.")] = False,
+    text_column: _Column = "text",
+    as_json: _Json = False,
+) -> None:
+    """Measure which language each layer speaks, and how that changes without its neurons."""
+    import torch
+
+    from lens_lang.intervene import ablate
+    from lens_lang.lens import first_documents, language_curve
+    from lens_lang.models import load_model
+    from lens_lang.neurons import LanguageNeurons, random_like
+
+    files = _files(text)
+    found = LanguageNeurons.load(out / f"{neurons}.safetensors") if neurons else None
+    loaded = load_model(model)
+    if files:
+        train, held_out = _corpora(loaded, files, 512, None, text_column, part=1).split(0.8, seed=0)
+    else:
+        train, held_out = (_corpora(loaded, files, 512, None, text_column, part) for part in (0, 1))
+    some = first_documents(held_out, prompts)
+    vocabulary = _vocabulary(loaded, train)
+    vocabulary.save(out / "vocabulary.safetensors")
+    cases: dict[str, dict[str, Any]] = {"curve": {}}
+    if found is not None:
+        generator = torch.Generator().manual_seed(0)
+        known = {lang: each for lang, each in found.items() if lang in some.languages}
+        cases[f"curve-{neurons}-off"] = {lang: ablate(each) for lang, each in known.items()}
+        cases[f"curve-{neurons}-random"] = {
+            lang: ablate(random_like(each, generator=generator)) for lang, each in known.items()
+        }
+    rows: list[dict[Any, Any]] = []
+    for name, hooks in cases.items():
+        curve = language_curve(
+            loaded,
+            some,
+            vocabulary,
+            fwd_hooks=hooks,
+            positions="last" if last else "all",
+            top_k=top_k,
+            norm=not raw,
+        )
+        curve.save(out / f"{name}.safetensors")
+        _say(f"{name} is measured")
+        table = curve.summary() if "en" in curve.languages else curve.to_frame()
+        rows += [{"case": name, **row} for row in table.round(3).to_dict("records")]
+    _print(rows, as_json, "Share of each layer's prediction")
+
+
+@app.command()
 def report(run_dir: _RunDir) -> None:
     """Write one HTML page, which opens offline, from a run folder."""
     from lens_lang import page
@@ -435,6 +499,27 @@ def _corpora(
     return Corpora.from_files(
         files, model, ctx_len=ctx_len, text_column=text_column, tokens=tokens, pack=part == 0
     )
+
+
+def _vocabulary(model: Any, train: "Corpora") -> Any:
+    """Which language each vocabulary item belongs to: by counts, then script, then lingua."""
+    from importlib.util import find_spec
+
+    from lens_lang.identification import LinguaIdentifier
+    from lens_lang.vocabulary import VocabularyLanguages
+
+    parts = [
+        VocabularyLanguages.from_corpora(train, model),
+        VocabularyLanguages.from_script(model, train.languages),
+    ]
+    if find_spec("lingua"):
+        _say("asking lingua about the vocabulary; once for each model and choice of languages")
+        parts.append(
+            VocabularyLanguages.from_identifier(model, train.languages, LinguaIdentifier())
+        )
+    else:
+        _say("without lingua (pip install 'lens-lang[lid]') only words of the text are known")
+    return VocabularyLanguages.combine(*parts)
 
 
 def _share(shard: str) -> tuple[int, int]:

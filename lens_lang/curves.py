@@ -170,6 +170,44 @@ class LanguageCurve:
         names = (self.languages[pivot], "own", "others")
         return replace(self, languages=names, values=torch.stack(rows))
 
+    def summary(self, *, english: str = "en") -> "pd.DataFrame":
+        """Say for each language of the prompts where English is strongest, and where the own is.
+
+        Returns:
+            One row per language of the prompts: the share of the own language at the embeddings
+            (``own_first``) and at the end (``own_last``); ``layer``, where the pivot's share is
+            largest in the later three quarters, with the ``pivot`` and ``own`` share there; and
+            ``takes_over``, the first layer from which on the own language has more than the
+            pivot to the end (NaN if never, and for prompts in the pivot itself).
+
+        Raises:
+            LanguageError: The pivot or a prompt's language is not among the curve's.
+        """
+        import pandas as pd
+
+        rows = []
+        story = self.story(english=english)
+        pivot = story.languages[0]
+        for lang, mean in zip(story.groups, story.mean, strict=True):
+            own = mean[:, 0 if lang == pivot else 1]
+            # the first layers still hold the token just read, whatever its language
+            first = len(mean) // 4
+            layer = first + int(mean[first:, 0].argmax())
+            behind = (own <= mean[:, 0]).nonzero().flatten()
+            start = int(behind[-1]) + 1 if len(behind) else 0
+            rows.append(
+                {
+                    "prompts": lang,
+                    "own_first": float(own[0]),
+                    "layer": layer,
+                    "pivot": float(mean[layer, 0]),
+                    "own": float(own[layer]),
+                    "own_last": float(own[-1]),
+                    "takes_over": start if start < len(mean) else float("nan"),
+                }
+            )
+        return pd.DataFrame(rows)
+
     def to_frame(self) -> "pd.DataFrame":
         """Return one row per prompt language, layer and label, with its interval."""
         import pandas as pd

@@ -19,7 +19,7 @@ from lens_lang.corpora import Corpora, TokenBatch, check_fits
 from lens_lang.curves import LanguageCurve
 from lens_lang.documents import Documents, bos_token, tokenise, tokenizer_of
 from lens_lang.errors import ActivationError, CorpusError, OptionError
-from lens_lang.languages import language_tag
+from lens_lang.languages import find_language, language_tag
 from lens_lang.readout import check_before_readout, check_readout, chunks, read_logits
 from lens_lang.sites import (
     RESID_POST,
@@ -50,7 +50,7 @@ def language_curve(
     prompts: Prompts,
     vocabulary: VocabularyLanguages,
     *,
-    fwd_hooks: FwdHooks = (),
+    fwd_hooks: FwdHooks | Mapping[str, FwdHooks] = (),
     positions: Where = "all",
     top_k: int | None = None,
     norm: bool = True,
@@ -67,7 +67,8 @@ def language_curve(
         prompts: Texts by language, ``{"fr": ["Le chat", ...]}``; or corpora, read one document a
             prompt; or texts of no stated language.
         vocabulary: Which language each item belongs to.
-        fwd_hooks: Interventions under which to measure, for example ``ablate(neurons["fr"])``.
+        fwd_hooks: Interventions under which to measure, for example ``ablate(neurons["fr"])``;
+            or one list per language of the prompts, ``{"fr": ablate(neurons["fr"]), ...}``.
         positions: Read every position of text (BOS is not text), the last of each prompt, or
             with `new_tokens` those that predict the new tokens.
         top_k: None sums probability over the whole vocabulary. A number counts the likeliest
@@ -100,11 +101,12 @@ def language_curve(
     if top_k is not None and not 1 <= top_k <= int(model.cfg.d_vocab):
         raise OptionError(f"top_k must be between 1 and {model.cfg.d_vocab}, got {top_k}")
     corpora = as_corpora(model, prompts)
-    prepare(model, corpora, fwd_hooks)
+    hooks = _hooks_by_language(fwd_hooks, corpora.languages)
+    prepare(model, corpora, [hook for each in hooks.values() for hook in each])
     share = vocabulary.padded(int(model.cfg.d_vocab)).share
-    first_new: dict[str, Int[Tensor, doc]] = {}
+    first_new: dict[str, Tensor] = {}
     if new_tokens:
-        corpora, first_new = _continued(model, corpora, new_tokens, fwd_hooks)
+        corpora, first_new = _continued(model, corpora, new_tokens, hooks)
         check_fits(corpora, model.cfg)
     sums = {
         lang: torch.zeros(len(docs), n_layers(model) + 1, share.shape[1], dtype=torch.float64)
@@ -113,9 +115,8 @@ def language_curve(
     for batch in corpora.batches(batch_size):
         chosen = _positions(batch, positions, first_new.get(batch.language))
         rows, places = chosen.nonzero(as_tuple=True)
-        read = _layer_shares(
-            model, _residuals(model, batch, rows, places, fwd_hooks), share, top_k, norm
-        )
+        resid = _residuals(model, batch, rows, places, hooks[batch.language])
+        read = _layer_shares(model, resid, share, top_k, norm)
         if not bool(torch.isfinite(read).all()):
             raise ActivationError(
                 f"{model_name(model)} gave NaN or infinite logits on a prompt in {batch.language!r}"
@@ -131,7 +132,7 @@ def language_curve(
             "weights": weights_digest(model),
             "prompts": corpora.describe(),
             "vocabulary": dict(vocabulary.provenance),
-            "fwd_hooks": [name for name, _ in fwd_hooks],
+            "fwd_hooks": {lang: [name for name, _ in each] for lang, each in hooks.items()},
             "positions": positions,
             "top_k": top_k,
             "norm": norm,
@@ -251,10 +252,13 @@ def as_corpora(model: Any, prompts: Prompts) -> Corpora:
         else {UNDETERMINED: prompts}
     )
     tokenizer = tokenizer_of(model)
-    documents = {
-        lang: tokenise(tokenizer, list(texts), limit=None, lang=lang)
-        for lang, texts in by_language.items()
-    }
+    documents = {}
+    for lang, texts in by_language.items():
+        empty = [number for number, text in enumerate(texts) if not text]
+        documents[lang] = tokenise(tokenizer, list(texts), limit=None, lang=lang)
+        if empty or len(documents[lang]) != len(texts):
+            which = f"Prompt {empty[0]}" if empty else "A prompt"
+            raise CorpusError(f"{which} of {lang!r} is empty: there is nothing to read")
     return _without_empty(Corpora(documents, bos_id=bos_token(model, None)))
 
 
@@ -264,6 +268,24 @@ def _without_empty(corpora: Corpora) -> Corpora:
         if empty:
             raise CorpusError(f"Prompt {empty[0]} of {lang!r} is empty: there is nothing to read")
     return corpora
+
+
+def first_documents(corpora: Corpora, count: int) -> Corpora:
+    """Keep the first documents of every language.
+
+    Args:
+        corpora: The text.
+        count: Documents a language; languages with fewer keep all.
+    """
+    if count < 1:
+        raise OptionError(f"At least 1 prompt a language is needed, got {count}")
+    return replace(
+        corpora,
+        documents={
+            lang: docs.select(range(min(count, len(docs))))
+            for lang, docs in corpora.documents.items()
+        },
+    )
 
 
 def last_residuals(
@@ -370,8 +392,19 @@ def _mass(
     return mass / mass.sum(-1, keepdim=True)
 
 
+def _hooks_by_language(
+    fwd_hooks: FwdHooks | Mapping[str, FwdHooks], languages: Sequence[str]
+) -> dict[str, FwdHooks]:
+    if not isinstance(fwd_hooks, Mapping):
+        return dict.fromkeys(languages, fwd_hooks)
+    by_language: dict[str, FwdHooks] = dict.fromkeys(languages, ())
+    for lang, hooks in fwd_hooks.items():
+        by_language[languages[find_language(lang, languages)]] = hooks
+    return by_language
+
+
 def _continued(
-    model: HookedModel, corpora: Corpora, new_tokens: int, fwd_hooks: FwdHooks
+    model: HookedModel, corpora: Corpora, new_tokens: int, hooks: Mapping[str, FwdHooks]
 ) -> tuple[Corpora, dict[str, Int[Tensor, "doc"]]]:
     """The prompts with what the model adds, and from where on it is read."""
     ends = getattr(getattr(model, "tokenizer", None), "eos_token_id", None)
@@ -382,7 +415,7 @@ def _continued(
         for doc in docs:
             bos = [] if corpora.bos_id is None else [corpora.bos_id]
             given = torch.tensor([[*bos, *doc.tolist()]], device=getattr(model.cfg, "device", None))
-            with torch.inference_mode(), model.hooks(fwd_hooks=list(fwd_hooks)):
+            with torch.inference_mode(), model.hooks(fwd_hooks=list(hooks[lang])):
                 grown = model.generate(  # type: ignore[attr-defined]
                     given,
                     max_new_tokens=new_tokens,

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lens_lang import plot
+from lens_lang.curves import LanguageCurve
 from lens_lang.errors import MissingExtraError, StorageError
 from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.heads import HeadAttention
 from lens_lang.importance import Importance
+from lens_lang.latent import LatentLanguages
 from lens_lang.neurons import LanguageNeurons
+from lens_lang.plot import effect, layers
+from lens_lang.plot import neurons as neuron_figures
 from lens_lang.results import Result, load
 from lens_lang.stats import Activations, Frequency
 from lens_lang.storage import replacing
@@ -173,6 +177,13 @@ def _sections(results: Mapping[Path, Result]) -> list[Section]:
             # perplexity-plnd.safetensors is the effect of plnd.safetensors
             method = path.stem.partition("-")[2] or "lape"
             made.append(_effect(result, neurons.get(method) or next(iter(neurons.values()), None)))
+    for path, result in results.items():
+        if isinstance(result, LanguageCurve):
+            made.append(_curve(path.stem, result))
+        elif isinstance(result, LatentLanguages):
+            made.append(_latent(path.stem, result))
+        elif isinstance(result, HeadAttention):
+            made.append(_heads(result))
     statistics = [
         r for r in results.values() if isinstance(r, Frequency | Activations | Importance)
     ]
@@ -220,9 +231,9 @@ def _neurons(name: str, neurons: LanguageNeurons) -> Section:
         found = (f"{int(m.sum()):,} of {m.numel():,} at {s.name}" for s, m in union.masks.items())
         where = f" ({', '.join(found)})"
     figures = [
-        *([plot.depth_profile(neurons)] if len(neurons.sites) > 1 else []),
-        *(plot.neurons_per_layer(neurons, site=site) for site in neurons.sites),
-        plot.overlap(neurons),
+        *([neuron_figures.depth_profile(neurons)] if len(neurons.sites) > 1 else []),
+        *(neuron_figures.neurons_per_layer(neurons, site=site) for site in neurons.sites),
+        neuron_figures.overlap(neurons),
     ]
     return Section(
         title=f"Neurons found by {neurons.provenance.get('method', name)}",
@@ -292,8 +303,101 @@ def _effect(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) -> Sectio
         if rows
         else [],
         rows=rows,
-        figures=[plot.perplexity_matrix(matrix).to_json()],
+        figures=[effect.perplexity_matrix(matrix).to_json()],
     )
+
+
+def _curve(name: str, curve: LanguageCurve) -> Section:
+    known = set(curve.groups) <= set(curve.languages) and "en" in curve.languages
+    shown = curve.story() if known else curve
+    mean, ci = shown.mean, shown.ci
+    rows = []
+    if known:
+        peaks = curve.summary()["layer"].tolist()
+        for group, (lang, peak) in enumerate(zip(curve.groups, peaks, strict=True)):
+            own = 0 if lang == "en" else 1
+            rows.append(
+                [
+                    lang,
+                    _share(mean[group, 0, own], ci[group, 0, own]),
+                    str(peak),
+                    _share(mean[group, peak, 0], ci[group, peak, 0]),
+                    _share(mean[group, peak, own], ci[group, peak, own]),
+                    _share(mean[group, -1, own], ci[group, -1, own]),
+                ]
+            )
+    prompts = ", ".join(f"{lang} {curve.prompt_languages.count(lang)}" for lang in curve.groups)
+    return Section(
+        title=f"Language of each layer ({name})",
+        text=[
+            "The residual stream after each layer, read as a prediction; its probability summed "
+            "by the language of the vocabulary items. What belongs to no language, to several, or "
+            f"to one that was not asked for is other. Prompts: {prompts}. Means over prompts with "
+            "95 % intervals by bootstrap over prompts."
+        ],
+        columns=[
+            "prompts in",
+            "own language at the embeddings",
+            "layer with most English",
+            "English there",
+            "own language there",
+            "own language at the end",
+        ]
+        if rows
+        else [],
+        rows=rows,
+        figures=[
+            layers.language_curve(shown).to_json(),
+            *(layers.layer_languages(curve, prompts=lang).to_json() for lang in curve.groups[:1]),
+        ],
+    )
+
+
+def _latent(name: str, latent: LatentLanguages) -> Section:
+    mean, ci = latent.mean, latent.ci
+    rows = []
+    for column, lang in enumerate(latent.languages):
+        peak = int(mean[:, column].argmax())
+        rows.append(
+            [
+                lang,
+                str(peak),
+                _share(mean[peak, column], ci[peak, column]),
+                _share(mean[-1, column], ci[-1, column]),
+            ]
+        )
+    return Section(
+        title=f"Latent language ({name})",
+        text=[
+            f"{len(latent.probability)} prompts that ask for one word. The probability, at the "
+            "last token, of all vocabulary items with which that word could begin, in the language "
+            "asked for and in English; beside it the entropy of the prediction and the token "
+            "energy of the residual stream."
+        ],
+        columns=["language", "layer where it is likeliest", "there", "at the end"],
+        rows=rows,
+        figures=[layers.latent_language(latent).to_json()],
+    )
+
+
+def _heads(attention: HeadAttention) -> Section:
+    return Section(
+        title="Attention heads",
+        text=[
+            "What each head looks at, on average over the tokens of all languages: the first "
+            "position, the token before, the token itself, tokens of the text's own language; and "
+            "the entropy of its pattern."
+        ],
+        figures=[
+            layers.head_attention(attention, measure=measure).to_json()
+            for measure in attention.measures
+        ],
+    )
+
+
+def _share(value: Any, ci: Any) -> str:
+    low, high = ci.tolist()
+    return f"{float(value):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _measured(statistics: list[Frequency | Activations | Importance]) -> Section:

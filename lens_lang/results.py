@@ -1,22 +1,35 @@
 """Loading any result that lens_lang has saved."""
 
 from pathlib import Path
+from typing import Any, get_args
 
+from lens_lang.curves import LanguageCurve
 from lens_lang.delta import Delta
 from lens_lang.errors import StorageError, near_misses
 from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.heads import HeadAttention
 from lens_lang.importance import Importance
+from lens_lang.latent import LatentLanguages
 from lens_lang.neurons import LanguageNeurons
 from lens_lang.stats import Activations, Frequency
 from lens_lang.storage import read_tensors
+from lens_lang.vocabulary import VocabularyLanguages
 
-Result = Frequency | Activations | Importance | LanguageNeurons | PerplexityMatrix | Delta
+Result = (
+    Frequency
+    | Activations
+    | Importance
+    | HeadAttention
+    | LanguageNeurons
+    | PerplexityMatrix
+    | Delta
+    | VocabularyLanguages
+    | LanguageCurve
+    | LatentLanguages
+)
 """Everything that has ``save``."""
 
-_CLASSES = {
-    cls.__name__: cls
-    for cls in (Frequency, Activations, Importance, LanguageNeurons, PerplexityMatrix, Delta)
-}
+_CLASSES: dict[str, Any] = {cls.__name__: cls for cls in get_args(Result)}
 
 
 def load(path: str | Path) -> Result:

@@ -8,7 +8,7 @@ two days are joined with ``+``.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -253,6 +253,7 @@ class _BoundMean:
         )
 
 
+@runtime_checkable
 class Summed(Protocol):
     """A result whose sums add: what `added`, `save_sums` and `load_sums` work on."""
 

@@ -142,27 +142,24 @@ class VocabularyLanguages:
         import regex
 
         tags = distinct_languages(language_tag(lang) for lang in languages)
-        scripts = {tag: _scripts(tag) for tag in tags}
-        every = sorted({script for some in scripts.values() for script in some})
-        # Script extensions, because some letters serve several scripts: the Japanese long vowel.
-        classes = {name: rf"\p{{Script_Extensions={name}}}" for name in every}
-        of_script = {name: regex.compile(pattern) for name, pattern in classes.items()}
         letter = regex.compile(r"\p{L}")
-        known = "".join([*classes.values(), r"\p{Script=Common}\p{Script=Inherited}"])
-        foreign = regex.compile(rf"[\p{{L}}--[{known}]]", regex.V1)
+        foreign = {
+            scripts: regex.compile(_letters_outside(scripts), regex.V1)
+            for scripts in {_scripts(tag) for tag in tags}
+        }
         spelled = spell_vocabulary(model)
-        share = torch.zeros(len(spelled), len(tags))
-        patterns: dict[frozenset[str], Tensor] = {}
+        share = torch.zeros(len(spelled), len(tags), dtype=torch.float64)
+        rows: dict[frozenset[frozenset[str]], Tensor] = {}
         for number, each in enumerate(spelled):
             text = as_text(each)
-            if not text or not letter.search(text) or foreign.search(text):
+            if not text or not letter.search(text):
                 continue
-            used = frozenset(name for name in every if of_script[name].search(text))
-            if used not in patterns:
-                fits = torch.tensor([float(used <= scripts[tag]) for tag in tags])
-                patterns[used] = fits / fits.sum().clamp(min=1.0)
-            share[number] = patterns[used]
-        return cls(tags, _with_other(share.double()), {"maker": "script"})
+            fitting = frozenset(each for each in foreign if not foreign[each].search(text))
+            if fitting not in rows:
+                fits = torch.tensor([float(_scripts(tag) in fitting) for tag in tags])
+                rows[fitting] = fits / fits.sum().clamp(min=1.0)
+            share[number] = rows[fitting]
+        return cls(tags, _with_other(share), {"maker": "script"})
 
     @classmethod
     def from_identifier(
@@ -405,6 +402,15 @@ def _scripts(tag: str) -> frozenset[str]:
         "Hant": ("Han", "Bopomofo"),
     }
     return frozenset(several.get(code, (code,)))
+
+
+def _letters_outside(scripts: frozenset[str]) -> str:
+    """A pattern of the letters that scripts do not have.
+
+    By script extensions, because some letters serve several: the Japanese long vowel.
+    """
+    known = [*sorted(scripts), "Common", "Inherited"]
+    return "[\\p{L}--[" + "".join(rf"\p{{Script_Extensions={name}}}" for name in known) + "]]"
 
 
 def _probabilities(answer: Any, text: str) -> list[tuple[str, float]]:

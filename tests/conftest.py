@@ -161,9 +161,21 @@ class LetterTokenizer:
     """A tokeniser without files: every character is a token."""
 
     bos_token_id = 1
+    eos_token_id = 2
+    all_special_ids = (0, 1, 2)
 
     def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[3 + ord(letter) % (VOCAB - 3) for letter in t] for t in texts]}
+
+    def __len__(self) -> int:
+        return VOCAB
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """The printable ASCII letter that is spelled so."""
+        codes = [item - 3 if item - 3 >= 32 else item - 3 + VOCAB - 3 for item in ids]
+        return [
+            "<special>" if item < 3 else chr(code) for item, code in zip(ids, codes, strict=True)
+        ]
 
 
 @pytest.fixture
