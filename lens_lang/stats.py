@@ -361,7 +361,7 @@ def save_sums(result: Summed, path: str | Path) -> None:
     write_tensors(path, type(result).__name__, header, tensors)
 
 
-def load_sums(cls: type[AnyResult], path: str | Path) -> AnyResult:
+def load_sums(cls: Any, path: str | Path) -> Any:
     """Read what `save_sums` wrote."""
     _, header, tensors = read_tensors(path, cls.__name__)
     try:
@@ -370,6 +370,6 @@ def load_sums(cls: type[AnyResult], path: str | Path) -> AnyResult:
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if "site" in values:
             values["site"] = find_site(values["site"])
-        return cls(**values, provenance=header["provenance"])  # type: ignore[call-arg]
+        return cls(**values, provenance=header["provenance"])
     except (KeyError, TypeError) as error:
         raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error

@@ -362,7 +362,7 @@ def test_the_summary_finds_the_bend_of_a_drawn_curve() -> None:
     assert (row["prompts"], row["layer"], row["takes_over"]) == ("fr", 4, 5)
     shares = [row[name] for name in ("own_first", "pivot", "own", "own_last")]
     assert shares == pytest.approx([0.6, 0.7, 0.2, 0.8])
-    never = LanguageCurve(("en", "fr"), ("fr",), values.flip(0)[None])
+    never = LanguageCurve(("en", "fr"), ("fr",), values[None, :5])
     assert never.summary()["takes_over"].isna().all()
 
 
