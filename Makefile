@@ -4,7 +4,7 @@ VENV := .venv
 VENV3 := .venv-tl3
 RUN := $(VENV)/bin
 
-.PHONY: demo test lanes check docs bench bench-plnd bench-tune picture lock clean
+.PHONY: demo test lanes check docs bench bench-plnd bench-tune bench-lens picture lock clean
 
 demo: $(VENV)/.ready  ## find the language neurons of a real model, and prove them
 	$(RUN)/lens-lang demo
@@ -31,6 +31,9 @@ bench-plnd: $(VENV)/.ready  ## time and memory of PLND, beside what it replaces
 
 bench-tune: $(VENV)/.ready  ## what tuning chosen neurons does and costs
 	$(RUN)/python tests/benchmarks/bench_tune.py
+
+bench-lens: $(VENV)/.ready  ## what reading layers by language costs
+	$(RUN)/python tests/benchmarks/bench_lens.py
 
 picture: $(VENV)/.ready  ## the README's picture, from the last demo (needs Chromium)
 	$(RUN)/python docs/picture.py runs/demo docs/perplexity.png

@@ -17,18 +17,20 @@ import typer
 from conftest import D_MLP, LAYERS, LetterTokenizer, hf_model
 
 from lens_lang import cli
-from lens_lang.corpora import sample_sentences
+from lens_lang.corpora import Corpora, sample_sentences
 from lens_lang.detect.baselines import lap, lave
 from lens_lang.detect.lape import lape
 from lens_lang.detect.plnd import plnd
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.importance import Importance
 from lens_lang.intervene import ablate
+from lens_lang.lens import first_documents, language_curve
 from lens_lang.models import bridge
 from lens_lang.neurons import LanguageNeurons
 from lens_lang.results import load
 from lens_lang.sites import ATTN_K, MLP_POST
 from lens_lang.stats import Activations, Frequency
+from lens_lang.vocabulary import VocabularyLanguages
 
 HEAVY = ("torch", "transformer_lens", "transformers", "plotly", "circuitsvis", "pandas", "datasets")
 
@@ -151,6 +153,7 @@ def test_there_is_one_verb_per_function() -> None:
         ("detect", "lave"),
         ("detect", "plnd"),
         ("evaluate",),
+        ("lens",),
         ("tune",),
         ("export",),
         ("apply",),
@@ -662,6 +665,43 @@ def squeezed_words(text: str) -> str:
 
 def test_detecting_without_importance_is_one_sentence(tmp_path: Path) -> None:
     assert "There is no file" in refused("detect", "plnd", tmp_path)
+
+
+# --- layers ---
+
+
+def test_the_language_of_layers_with_and_without_neurons(
+    texts: list[str], run_dir: Path, monkeypatch: pytest.MonkeyPatch, spelling_model: Any
+) -> None:
+    monkeypatch.setattr("lens_lang.models.load_model", lambda name: spelling_model)
+    monkeypatch.setenv("LENS_LANG_CACHE", str(run_dir / "cache"))
+    options = ("--neurons", "lape", "--prompts", 2, "--json")
+    rows = json.loads(done("lens", run_dir, *texts, *options))
+    cases = ["curve", "curve-lape-off", "curve-lape-random"]
+    assert [row["case"] for row in rows] == [case for case in cases for _ in range(2)]
+    curves = {case: load(run_dir / f"{case}.safetensors") for case in cases}
+    vocabulary = load(run_dir / "vocabulary.safetensors")
+    assert isinstance(vocabulary, VocabularyLanguages)
+    corpora = Corpora.from_files(
+        dict(pair.split("=") for pair in texts[1:4:2]), spelling_model, text_column="body"
+    )
+    _, held_out = corpora.split(0.8, seed=0)
+    some = first_documents(held_out, 2)
+    neurons = LanguageNeurons.load(run_dir / "lape.safetensors")
+    hooks = {lang: ablate(each) for lang, each in neurons.items()}
+    expected = {
+        "curve": language_curve(spelling_model, some, vocabulary),
+        "curve-lape-off": language_curve(spelling_model, some, vocabulary, fwd_hooks=hooks),
+    }
+    for case, curve in expected.items():
+        assert torch.equal(curves[case].values, curve.values)
+        assert curves[case].prompt_languages == ("en", "en", "fr", "fr")
+    assert not torch.equal(curves["curve-lape-random"].values, curves["curve"].values)
+    done("lens", run_dir, *texts, "--last", "--raw", "--top-k", 3, "--prompts", 1)
+    about = load(run_dir / "curve.safetensors").provenance
+    assert (about["positions"], about["norm"], about["top_k"]) == ("last", False, 3)
+    done("report", run_dir)
+    assert "Language of each layer" in (run_dir / "report.html").read_text(encoding="utf-8")
 
 
 # --- keeping ---

@@ -12,9 +12,12 @@ import pytest
 import torch
 from plotly.offline import get_plotlyjs
 
+from lens_lang.curves import LanguageCurve
 from lens_lang.errors import MissingExtraError, StorageError
 from lens_lang.evaluate.perplexity import DocumentNLL, PerplexityMatrix
+from lens_lang.heads import HeadAttention
 from lens_lang.importance import Importance
+from lens_lang.latent import LatentLanguages
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.page import read_results, report, why_not
 from lens_lang.sites import ATTN_K, ATTN_Q, MLP_POST
@@ -446,3 +449,50 @@ def test_a_rival_is_named_even_if_the_neurons_do_not_have_the_language() -> None
     row = judged(specific=False, rival_change=0.7)
     neurons = some_neurons({"zh": 1, "fr": 60})
     assert why_not(row, neurons) == "The neurons of fr hurt it more (+0.70 nats)."
+
+
+# --- layers ---
+
+
+def a_curve(languages: tuple[str, ...], prompts: tuple[str, ...]) -> LanguageCurve:
+    values = torch.rand(
+        len(prompts), 9, len(languages) + 1, generator=torch.Generator().manual_seed(0)
+    ).double()
+    return LanguageCurve(languages, prompts, values / values.sum(-1, keepdim=True))
+
+
+def test_the_language_of_layers_latent_languages_and_heads_have_sections(tmp_path: Path) -> None:
+    curve = a_curve(("en", "fr"), ("en", "fr", "fr"))
+    curve.save(tmp_path / "curve.safetensors")
+    random = torch.rand(4, 9, 2, generator=torch.Generator().manual_seed(1)).double()
+    latent = LatentLanguages(("zh", "en"), random, random[..., 0], random[..., 1])
+    latent.save(tmp_path / "latent.safetensors")
+    attention = HeadAttention(
+        ("en",), ("first", "entropy"), torch.ones(1, 2, 3, 4).double(), torch.tensor([5])
+    )
+    attention.save(tmp_path / "headattention.safetensors")
+    elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
+    assert elements.headings[:3] == [
+        "Language of each layer (curve)",
+        "Attention heads",
+        "Latent language (latent)",
+    ]
+    assert "Prompts: en 1, fr 2." in elements.text
+    assert len(elements.figures) == 2 + 2 + 1
+    row = curve.summary().set_index("prompts").loc["fr"]
+    place = elements.cells.index("fr")
+    cells = elements.cells[place : place + 6]
+    assert cells[1].startswith(f"{row['own_first']:.2f} [")
+    assert cells[2] == str(int(row["layer"]))
+    assert cells[3].startswith(f"{row['pivot']:.2f} [")
+    assert cells[5].startswith(f"{row['own_last']:.2f} [")
+
+
+def test_curves_without_english_or_of_unnamed_prompts_are_drawn_as_they_are(tmp_path: Path) -> None:
+    a_curve(("fr", "zh"), ("fr", "zh")).save(tmp_path / "a.safetensors")
+    a_curve(("en", "fr"), ("und",)).save(tmp_path / "b.safetensors")
+    elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
+    assert elements.cells == []
+    names = [[trace.get("name") for trace in figure["data"]] for figure in elements.figures]
+    assert "zh" in names[0]
+    assert "fr" in names[2]

@@ -14,6 +14,7 @@ PRELUDE = """
 import types
 import torch
 from lens_lang.corpora import Corpora
+from lens_lang.lens import language_curve
 from lens_lang.detect.lape import LapeVariant
 from lens_lang.evaluate.perplexity import perplexity_matrix
 from lens_lang.intervene import ablate, replace
@@ -26,6 +27,7 @@ some = NeuronSet({MLP_POST: torch.eye(2, dtype=torch.bool)})
 """
 
 CASES = {
+    "language_curve(None, [], None, positions='first')": "positions must be all, last or new, got",
     "MeanActivation('gates')": "space must be gate, product or up, got 'gates'",
     "LapeVariant(scope='world')": "scope must be model or layer, got 'world'",
     "LapeVariant(assign='best')": "assign must be above_bar or argmax or exclusive, got 'best'",
