@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_lens.py              all, as tables
     python tests/benchmarks/bench_lens.py memory 4     peak memory of one run over 4 prompts
 
-Time: medians of five in one process, Gemma 3 270M, rows of 64 tokens. `necessary` is a plain forward
-pass with logits, plus one product with the unembedding for every layer at the positions that
-are read, in chunks of the same size. Memory is the peak of a fresh process.
+Time: medians of five in one process, Gemma 3 270M, rows of 64 tokens. `necessary` is a plain
+forward pass with logits, plus one product with the unembedding for every layer at the positions
+that are read, in chunks of the same size. Memory is the peak of a fresh process.
 """
 
 import json
