@@ -417,6 +417,64 @@ def lens(
 
 
 @app.command()
+def latent(
+    out: Annotated[Path, typer.Argument(help="Run folder.")],
+    target: Annotated[str, typer.Option(help="Language of the word that is asked for.")],
+    source: Annotated[
+        str | None, typer.Option(help="Language to translate from; without, fill in sentences.")
+    ] = None,
+    model: _Model = "gemma-3-270m",
+    words: Annotated[
+        Path | None, typer.Option(help="JSON lines of concepts; without, those of lens_lang.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="At most so many prompts.")] = 48,
+    neurons: Annotated[
+        str | None, typer.Option(help="Neuron file in the run folder: switch the target's off.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure in which language a word is on its way, layer by layer (Wendler et al. 2024)."""
+    from lens_lang.concepts import cloze_prompts, read_concepts, translation_prompts
+    from lens_lang.intervene import ablate
+    from lens_lang.languages import language_tag
+    from lens_lang.latent import latent_language, separable_prompts
+    from lens_lang.models import load_model
+    from lens_lang.neurons import LanguageNeurons
+
+    concepts, asked = read_concepts(words), language_tag(target)
+    given = None if source is None else language_tag(source)
+    made = (
+        cloze_prompts(concepts, asked)
+        if given is None
+        else translation_prompts(concepts, given, asked)
+    )
+    off = ablate(LanguageNeurons.load(out / f"{neurons}.safetensors")[asked]) if neurons else []
+    loaded = load_model(model)
+    kept, sets = separable_prompts(loaded, made)
+    _say(f"{len(kept)} of {len(made)} prompts have answers that begin differently")
+    found = latent_language(loaded, kept[:prompts], sets[:prompts], fwd_hooks=off)
+    task = "cloze" if given is None else given
+    found.save(out / f"latent-{task}-{asked}{f'-{neurons}-off' if neurons else ''}.safetensors")
+    rows: list[dict[Any, Any]] = [
+        {
+            "layer": layer,
+            **{lang: round(p, 4) for lang, p in zip(found.languages, mean, strict=True)},
+            "entropy": round(bits, 2),
+            "energy": round(energy, 3),
+        }
+        for layer, (mean, bits, energy) in enumerate(
+            zip(
+                found.mean.tolist(),
+                found.entropy.mean(0).tolist(),
+                found.energy.mean(0).tolist(),
+                strict=True,
+            )
+        )
+    ]
+    _print(rows, as_json, "Probability of the word's beginnings, bits, token energy")
+
+
+@app.command()
 def report(run_dir: _RunDir) -> None:
     """Write one HTML page, which opens offline, from a run folder."""
     from lens_lang import page

@@ -17,6 +17,7 @@ import typer
 from conftest import D_MLP, LAYERS, LetterTokenizer, hf_model
 
 from lens_lang import cli
+from lens_lang.concepts import read_concepts, translation_prompts
 from lens_lang.corpora import Corpora, sample_sentences
 from lens_lang.detect.baselines import lap, lave
 from lens_lang.detect.lape import lape
@@ -24,6 +25,7 @@ from lens_lang.detect.plnd import plnd
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.importance import Importance
 from lens_lang.intervene import ablate
+from lens_lang.latent import LatentLanguages, latent_language, separable_prompts
 from lens_lang.lens import first_documents, language_curve
 from lens_lang.models import bridge
 from lens_lang.neurons import LanguageNeurons
@@ -153,6 +155,7 @@ def test_there_is_one_verb_per_function() -> None:
         ("detect", "lave"),
         ("detect", "plnd"),
         ("evaluate",),
+        ("latent",),
         ("lens",),
         ("tune",),
         ("export",),
@@ -702,6 +705,42 @@ def test_the_language_of_layers_with_and_without_neurons(
     assert (about["positions"], about["norm"], about["top_k"]) == ("last", False, 3)
     done("report", run_dir)
     assert "Language of each layer" in (run_dir / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_latent_language_of_words(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, spelling_model: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("lens_lang.models.load_model", lambda name: spelling_model)
+    words = tmp_path / "words.jsonl"
+    pairs = [("dog", "chien"), ("house", "maison"), ("sun", "soleil"), ("six", "six")]
+    pairs += [("black", "noir"), ("king", "roi")]
+    rows = [
+        {
+            "concept": en,
+            "words": {"en": en, "fr": fr},
+            "cloze": {"fr": f'Un "___" numéro {n}.', "en": f'A "___" number {n}.'},
+        }
+        for n, (en, fr) in enumerate(pairs)
+    ]
+    words.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    common = ("latent", run_dir, "--target", "French", "--words", words, "--json")
+    table = json.loads(done(*common, "--source", "en", "--prompts", 2))
+    assert [row["layer"] for row in table] == list(range(LAYERS + 1))
+    found = load(run_dir / "latent-en-fr.safetensors")
+    assert isinstance(found, LatentLanguages)
+    assert found.languages == ("fr", "en")
+    assert len(found.probability) == 2
+    prompts, sets = separable_prompts(
+        spelling_model, translation_prompts(read_concepts(words), "en", "fr")
+    )
+    expected = latent_language(spelling_model, prompts[:2], sets[:2])
+    assert torch.equal(found.probability, expected.probability)
+    assert table[1]["fr"] == pytest.approx(float(found.mean[1, 0]), abs=1e-4)
+    done(*common, "--neurons", "lape")
+    off = load(run_dir / "latent-cloze-fr-lape-off.safetensors")
+    assert isinstance(off, LatentLanguages)
+    assert off.provenance["fwd_hooks"]
+    assert "has nothing in 'de'" in refused("latent", run_dir, "--target", "de", "--words", words)
 
 
 # --- keeping ---

@@ -81,6 +81,20 @@ def test_the_real_tokeniser_spells_what_it_reads(gemma: Any) -> None:
         assert b"".join(spelled[item] for item in ids).decode() == text
 
 
+@pytest.mark.real
+def test_makers_agree_about_the_real_vocabulary(gemma: Any) -> None:
+    languages = ["en", "de", "es", "fr", "id", "ja", "ru", "vi", "zh"]
+    counted = VocabularyLanguages.from_corpora(Corpora.sample(gemma), gemma)
+    scripts = VocabularyLanguages.from_script(gemma, languages)
+    assert len(counted) == len(scripts) == 262_144
+    table = counted.agreement(scripts)
+    # what a script leaves to one language: Cyrillic, kana
+    assert table.at["all", "items"] > 2000
+    assert table.at["all", "share"] > 0.95
+    for pieces, lang in (("▁дом", "ru"), ("です", "ja")):
+        assert scripts.language_of(gemma.tokenizer.convert_tokens_to_ids(pieces)) == lang
+
+
 # --- by corpora ---
 
 
