@@ -35,7 +35,12 @@ def language_curve(curve: LanguageCurve) -> "go.Figure":
         One panel per language of the prompts, one line per label with its 95 % interval. Layer
         0 are the embeddings.
     """
+    change = "difference of" in curve.provenance
     mean, ci = curve.mean, curve.ci
+    if not change:  # a label without any share, such as the own language beside English
+        nothing = (mean == 0).all(1)[:, None]
+        mean = mean.masked_fill(nothing, float("nan"))
+        ci = ci.masked_fill(nothing[..., None], float("nan"))
     figure, places = panels([f"prompts in {lang}" for lang in curve.groups])
     for group, place in enumerate(places):
         for column, label in enumerate(curve.labels):
@@ -48,10 +53,8 @@ def language_curve(curve: LanguageCurve) -> "go.Figure":
                 place=place,
                 in_legend=group == 0,
             )
-    change = "difference of" in curve.provenance
-    figure.update_yaxes(
-        title="change" if change else "share", rangemode="normal" if change else "tozero"
-    )
+    figure.update_yaxes(rangemode="normal" if change else "tozero")
+    figure.update_yaxes(title="change" if change else "share", col=1)
     title = "Change of the language of each layer" if change else "Language of each layer"
     finish_panels(figure, f"{title} (logit lens)", len(places))
     return figure

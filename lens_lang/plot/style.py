@@ -109,7 +109,9 @@ def finish_panels(figure: "go.Figure", title: str, count: int) -> None:
     set_style(figure, title, 130 + 230 * rows)
     figure.update_layout(legend={"orientation": "h", "y": -0.18 / rows}, margin={"t": 90})
     figure.update_annotations(font_size=13)
-    figure.update_xaxes(title="layer", gridcolor=AXIS, zeroline=False)
+    figure.update_xaxes(gridcolor=AXIS, zeroline=False)
+    for panel in range(max(0, count - 3), count):  # the lowest of each column
+        figure.update_xaxes(title="layer", row=panel // 3 + 1, col=panel % 3 + 1)
     figure.update_yaxes(gridcolor=AXIS, zerolinecolor=AXIS)
 
 
