@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         SiteError,
         StorageError,
     )
+    from lens_lang.evaluate.answers import AnswerScores, answer_scores
     from lens_lang.evaluate.nll import DocumentNLL
     from lens_lang.evaluate.perplexity import PerplexityMatrix, perplexity_matrix
     from lens_lang.exporting import export
@@ -115,6 +116,7 @@ _HOMES = {
         "SiteError",
         "StorageError",
     ),
+    "evaluate.answers": ("AnswerScores", "answer_scores"),
     "evaluate.nll": ("DocumentNLL",),
     "evaluate.perplexity": ("PerplexityMatrix", "perplexity_matrix"),
     "exporting": ("export",),

@@ -390,6 +390,8 @@ def lens(
     some = first_documents(held_out, prompts)
     vocabulary = _vocabulary(loaded, train)
     vocabulary.save(out / "vocabulary.safetensors")
+    if found is not None and not set(found.languages) & set(some.languages):
+        raise _bad(f"{neurons} has no neurons of {', '.join(some.languages)}: none to switch off")
     cases: dict[str, dict[str, Any]] = {"curve": {}}
     if found is not None:
         generator = torch.Generator().manual_seed(0)
@@ -441,6 +443,8 @@ def latent(
     from lens_lang.models import load_model
     from lens_lang.neurons import LanguageNeurons
 
+    if prompts < 1:
+        raise _bad(f"--prompts must be at least 1, got {prompts}")
     concepts, asked = read_concepts(words), language_tag(target)
     given = None if source is None else language_tag(source)
     made = (
@@ -566,10 +570,9 @@ def _vocabulary(model: Any, train: "Corpora") -> Any:
     from lens_lang.identification import LinguaIdentifier
     from lens_lang.vocabulary import VocabularyLanguages
 
-    parts = [
-        VocabularyLanguages.from_corpora(train, model),
-        VocabularyLanguages.from_script(model, train.languages),
-    ]
+    parts = [VocabularyLanguages.from_corpora(train, model)]
+    if "en" in train.languages:  # else a script would call English words another language's
+        parts.append(VocabularyLanguages.from_script(model, train.languages))
     if find_spec("lingua"):
         _say("asking lingua about the vocabulary; once for each model and choice of languages")
         parts.append(

@@ -26,6 +26,7 @@ from lens_lang.sites import (
     Site,
     check_hooks,
     has_neurons,
+    hooked_names,
     model_name,
     n_layers,
     preflight,
@@ -123,7 +124,7 @@ def collect(
         "model": model_name(model),
         "weights": weights_digest(model),
         "corpora": {**corpora.describe(), **cut},
-        "fwd_hooks": [name for name, _ in fwd_hooks],
+        "fwd_hooks": hooked_names(model, fwd_hooks),
         "versions": versions(),
     }
     described = [{"spec": type(spec).__name__, **_options(spec)} for spec in specs]

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from lens_lang.errors import CorpusError, LanguageError, OptionError, near_misses
+from lens_lang.languages import language_tag
 
 BLANK = '"___"'
 """The gap of a cloze sentence."""
@@ -78,7 +79,7 @@ def read_concepts(path: str | Path | None = None) -> list[Concept]:
     """
     source = files("lens_lang").joinpath("data", "words.jsonl") if path is None else Path(path)
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
+        lines = source.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"Could not read the concepts in {path}: {error}") from error
     concepts = []
@@ -88,7 +89,10 @@ def read_concepts(path: str | Path | None = None) -> list[Concept]:
         try:
             row = json.loads(line)
             concept = Concept(str(row["concept"]), dict(row["words"]), dict(row.get("cloze", {})))
-        except (ValueError, KeyError, TypeError) as error:
+            for texts in (concept.words, concept.cloze):
+                for text in texts.values():
+                    text.encode("utf-8")  # what is no text, or half a surrogate pair, fails here
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorpusError(f"Line {number} of {path} is no concept: {error}") from error
         gaps = [lang for lang, text in concept.cloze.items() if text.count(BLANK) != 1]
         if gaps:
@@ -137,9 +141,10 @@ def translation_prompts(
         English: "two" - Français: "deux"
         English: "one" - Français: "
     """
+    source, target, pivot = (language_tag(name) for name in (source, target, pivot))
     first, second = _title(source), _title(target)
     prompts = []
-    for concept, shown in _with_demonstrations(concepts, demonstrations, seed):
+    for concept, shown in _with_demonstrations(concepts, demonstrations, pivot, seed):
         lines = [
             f'{first}: "{_word(each, source)}" - {second}: "{_word(each, target)}"'
             for each in shown
@@ -187,9 +192,10 @@ def cloze_prompts(
         LanguageError: The concepts have no word or sentence in the language.
         OptionError: There are too few concepts to demonstrate with.
     """
+    language, pivot = language_tag(language), language_tag(pivot)
     answer = _ANSWER.get(language.split("-")[0], "Answer")
     prompts = []
-    for concept, shown in _with_demonstrations(concepts, demonstrations, seed):
+    for concept, shown in _with_demonstrations(concepts, demonstrations, pivot, seed):
         lines = [
             f'{_in(each.cloze, each, language)} {answer}: "{_word(each, language)}".'
             for each in shown
@@ -200,13 +206,15 @@ def cloze_prompts(
 
 
 def _with_demonstrations(
-    concepts: Sequence[Concept], demonstrations: int, seed: int
+    concepts: Sequence[Concept], demonstrations: int, pivot: str, seed: int
 ) -> list[tuple[Concept, list[Concept]]]:
     if demonstrations < 0 or demonstrations >= len(concepts):
         raise OptionError(
             f"demonstrations must be between 0 and the {len(concepts) - 1} other concepts, got "
             f"{demonstrations}"
         )
+    if not any(pivot in concept.words for concept in concepts):
+        raise LanguageError(f"No concept has a word in the pivot language {pivot!r}")
     chooser = random.Random(seed)
     drawn = []
     for concept in concepts:

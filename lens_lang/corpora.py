@@ -569,7 +569,7 @@ def _check_batch_size(batch_size: int) -> None:
         raise OptionError(f"batch_size must be at least 1, got {batch_size}")
 
 
-def check_fits(corpora: Corpora, cfg: Any) -> None:
+def check_fits(corpora: Corpora, cfg: Any, *, more: int = 0) -> None:
     """Refuse rows that a model cannot read: unknown token ids, more positions than it has.
 
     Only learned positions end: a model with rotations or slopes reads on, if not always well.
@@ -577,6 +577,7 @@ def check_fits(corpora: Corpora, cfg: Any) -> None:
     Args:
         corpora: The text.
         cfg: The model's configuration.
+        more: Tokens about to be added to every row.
 
     Raises:
         CorpusError: The text was tokenised for another model, or its rows are too long.
@@ -590,7 +591,7 @@ def check_fits(corpora: Corpora, cfg: Any) -> None:
                 f"{cfg.d_vocab} tokens: it was tokenised for another model"
             )
         longest = max((end - start for start, end, _ in corpora._rows(docs)), default=0)
-        longest += corpora.bos_id is not None
+        longest += (corpora.bos_id is not None) + more
         if learned and longest > cfg.n_ctx:
             raise CorpusError(
                 f"The text of {lang!r} has rows of {longest} tokens, but the model has only "

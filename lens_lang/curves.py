@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_lang.errors import LanguageError, ShapeError, StorageError
+from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageError
 from lens_lang.evaluate.significance import (
     bootstrap_ratio,
     bootstrap_weights,
@@ -50,7 +50,7 @@ class LanguageCurve:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        prompts, _, columns = self.values.shape
+        prompts, _, columns = self.values.shape if self.values.ndim == 3 else (0, 0, 0)
         if prompts != len(self.prompt_languages) or columns != len(self.languages) + 1:
             raise ShapeError(
                 f"values of {len(self.prompt_languages)} prompts and {len(self.languages)} "
@@ -62,6 +62,11 @@ class LanguageCurve:
     def labels(self) -> tuple[str, ...]:
         """Labels of all columns."""
         return (*self.languages, OTHER)
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether these are changes of shares, made by subtracting."""
+        return "difference of" in self.provenance
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -87,10 +92,17 @@ class LanguageCurve:
             level: Probability to cover.
             resamples: Number of resamples.
             seed: Of the resampling.
+
+        Returns:
+            Lower and upper ends; NaN for a single prompt. With few prompts the bootstrap's
+            intervals are somewhat too narrow.
         """
         found = []
         for lang in self.groups:
             values = self.values[self._members(lang)]
+            if len(values) < 2:  # one prompt says nothing of others
+                found.append(torch.full((*values.shape[1:], 2), float("nan")).double())
+                continue
             weights = bootstrap_weights(
                 len(values), resamples=resamples, generator=torch.Generator().manual_seed(seed)
             )
@@ -115,24 +127,31 @@ class LanguageCurve:
         Raises:
             ShapeError: The two are not of the same prompts, layers and languages.
         """
-        same = (self.languages, self.prompt_languages, self.values.shape) == (
-            other.languages,
-            other.prompt_languages,
-            other.values.shape,
-        )
-        if not same:
+        if not self.comparable(other):
             raise ShapeError(
                 "Two curves can be compared only over the same prompts, layers and languages"
             )
         about = {"difference of": [dict(self.provenance), dict(other.provenance)]}
         return replace(self, values=self.values - other.values, provenance=about)
 
+    def comparable(self, other: "LanguageCurve") -> bool:
+        """Say whether two curves are over the same languages, prompts' languages and layers."""
+        return (self.languages, self.prompt_languages, self.values.shape) == (
+            other.languages,
+            other.prompt_languages,
+            other.values.shape,
+        )
+
     def among_languages(self) -> "LanguageCurve":
         """Return shares of what belongs to any of the languages, *other* left out.
 
         As in Zhao et al. (2024), figure 1, where only items of candidate languages count. Where
         nothing does, all remains *other*.
+
+        Raises:
+            OptionError: These are differences of shares.
         """
+        self._refuse_differences("among_languages")
         named = self.values[..., :-1]
         total = named.sum(-1, keepdim=True)
         share = torch.where(total > 0, named / total.clamp(min=1e-300), torch.zeros_like(named))
@@ -182,9 +201,11 @@ class LanguageCurve:
 
         Raises:
             LanguageError: The pivot or a prompt's language is not among the curve's.
+            OptionError: These are differences of shares.
         """
         import pandas as pd
 
+        self._refuse_differences("summary")
         rows = []
         story = self.story(english=english)
         pivot = story.languages[0]
@@ -265,6 +286,10 @@ class LanguageCurve:
             )
         except (KeyError, TypeError) as error:
             raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
+
+    def _refuse_differences(self, what: str) -> None:
+        if self.is_difference:
+            raise OptionError(f"{what} is of shares, and these are differences: use it before")
 
     def _members(self, lang: str) -> list[int]:
         return [n for n, each in enumerate(self.prompt_languages) if each == lang]

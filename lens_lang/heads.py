@@ -4,6 +4,7 @@ A head is switched like any neurons: its `d_head` values at ``hook_z`` are what 
 `ablate`, `perplexity_matrix` and the rest take `head_set` as they take a detector's neurons.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lens_lang.errors import OptionError, ShapeError
+from lens_lang.errors import ActivationError, OptionError, ShapeError
 from lens_lang.neurons import NeuronSet
 from lens_lang.sites import ATTN_PATTERN, ATTN_Z, HookedModel, Site, n_layers, site_width
 from lens_lang.specs import Reading, Sums
@@ -122,7 +123,8 @@ class HeadPattern:
 
     Attributes:
         vocabulary: Which language each token belongs to, for ``own_language``; None leaves that
-            out. Attention to a token counts by the token's share of the text's language.
+            out. Attention to a token counts by the token's share of the text's language, which
+            must be among the vocabulary's (else `collect` raises LanguageError).
     """
 
     vocabulary: VocabularyLanguages | None = None
@@ -155,15 +157,22 @@ class _BoundPattern:
                 queries > 0, pattern[..., queries, (queries - 1).clamp(min=0)], 0.0
             ),
             "itself": pattern[..., queries, queries],
-            "entropy": torch.special.entr(pattern).sum(-1) / torch.log(torch.tensor(2.0)),
+            # row by row, so that no second tensor of the pattern's size exists
+            "entropy": torch.stack([torch.special.entr(each).sum(-1) for each in pattern])
+            / math.log(2),
         }
         if self.vocabulary is not None:
             assert reading.token_ids is not None  # collect always gives them
             share = self.vocabulary.of(reading.language)[reading.token_ids]
             own = share.masked_fill(~reading.mask, 0.0).to(pattern.device)  # no BOS, no padding
             looks[_OWN] = torch.einsum("bhqk,bk->bhq", pattern, own)
-        rows = [torch.where(counts, each, 0.0).sum((0, 2)) for each in looks.values()]
-        sums.add("sum", reading.layer, torch.stack(rows))
+        rows = torch.stack([torch.where(counts, e, 0.0).sum((0, 2)) for e in looks.values()])
+        if not bool(torch.isfinite(rows).all()):
+            raise ActivationError(
+                f"Attention patterns of layer {reading.layer} are NaN on text of "
+                f"{reading.language!r}"
+            )
+        sums.add("sum", reading.layer, rows)
 
     def result(
         self, sums: Mapping[str, Mapping[str, Tensor]], n_tokens: Mapping[str, int]
@@ -222,6 +231,8 @@ def random_heads(model: HookedModel, heads: NeuronSet, *, generator: torch.Gener
     """
     count, width = int(model.cfg.n_heads), int(model.cfg.d_head)
     chosen: list[tuple[int, int]] = []
+    if heads.sites != (ATTN_Z,):
+        raise OptionError("These neurons are not whole heads: make them with head_set")
     members = heads.masks[ATTN_Z].view(-1, count, width)
     if bool((members.any(2) != members.all(2)).any()):
         raise OptionError("These neurons are not whole heads: make them with head_set")

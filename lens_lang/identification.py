@@ -6,6 +6,8 @@ None serves as well.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
 
 from lens_lang.errors import LanguageError, MissingExtraError
 
@@ -54,6 +56,8 @@ class LangidIdentifier:
 class LinguaIdentifier:
     """lingua: 75 languages, made for short text; more certain of single words than py3langid.
 
+    Languages with a probability below 0.001 are left out of its answers.
+
     Attributes:
         languages: Choose among these only; None among all it knows.
 
@@ -91,10 +95,16 @@ class LinguaIdentifier:
             chosen = [by_code[lang] for lang in self.languages]
             builder = lingua.LanguageDetectorBuilder.from_languages(*chosen)
         answers = builder.build().compute_language_confidence_values_in_parallel(list(texts))
+        codes = {each: code for code, each in by_code.items()}
+        # likeliest first; the tail of 75 languages costs more time than asking for it
         return [
-            {str(each.language.iso_code_639_1.name).lower(): each.value for each in answer}
+            {codes[each.language]: each.value for each in takewhile(_counts, answer)}
             for answer in answers
         ]
+
+
+def _counts(answer: Any) -> bool:
+    return float(answer.value) >= 0.001
 
 
 def _version(distribution: str) -> str:

@@ -260,13 +260,18 @@ def matched_control(fwd_hooks: FwdHooks, *, generator: torch.Generator) -> Hooks
         OptionError: A hook is not of this module, so nobody can say what would match it.
     """
     controls: Hooks = []
+    named = [(name, hook) for name, hook in fwd_hooks if isinstance(name, str)]
+    if len(named) < len(fwd_hooks):
+        raise OptionError(
+            "A hook is placed by a filter function, so it has no matched control: place it by name"
+        )
     # Two edits of the same layer (as in `steer`) must not draw each other's neurons.
     taken: dict[str, NeuronSet] = {}
-    edits = [(name, edit) for name, edit in fwd_hooks if isinstance(edit, NeuronEdit)]
+    edits = [(name, edit) for name, edit in named if isinstance(edit, NeuronEdit)]
     for name, edit in edits:
         taken[name] = taken[name] | _as_set(edit) if name in taken else _as_set(edit)
     notes: dict[int, UpProjection] = {}
-    for name, hook in fwd_hooks:
+    for name, hook in named:
         if isinstance(hook, UpProjection):
             notes[id(hook)] = UpProjection(hook.layer)
             controls.append((name, notes[id(hook)]))

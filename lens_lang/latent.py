@@ -27,7 +27,7 @@ from lens_lang.evaluate.significance import (
 )
 from lens_lang.lens import as_corpora, last_residuals, prepare
 from lens_lang.readout import chunks, read_logits
-from lens_lang.sites import FwdHooks, HookedModel, model_name, n_layers
+from lens_lang.sites import FwdHooks, HookedModel, hooked_names, model_name, n_layers
 from lens_lang.spelling import spell_vocabulary
 from lens_lang.storage import read_tensors, versions, write_tensors
 
@@ -151,11 +151,14 @@ class LatentLanguages:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.probability.shape[2] != len(self.languages):
+        shape = tuple(self.probability.shape)
+        if len(shape) != 3 or shape[2] != len(self.languages):
             raise ShapeError(
-                f"probability must have {len(self.languages)} languages, got "
-                f"{self.probability.shape[2]}"
+                f"probability must be [prompt layer {len(self.languages)}], got {list(shape)}"
             )
+        for name, values in (("entropy", self.entropy), ("energy", self.energy)):
+            if tuple(values.shape) != shape[:2]:
+                raise ShapeError(f"{name} must be {list(shape[:2])}, got {list(values.shape)}")
 
     @property
     def mean(self) -> Float[Tensor, "layer lang"]:
@@ -215,6 +218,8 @@ class LatentLanguages:
             raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
 
     def _interval(self, values: Float[Tensor, "prompt ..."]) -> Float[Tensor, "... 2"]:
+        if len(values) < 2:  # one prompt says nothing of others
+            return torch.full((*values.shape[1:], 2), float("nan"), dtype=torch.float64)
         weights = bootstrap_weights(
             len(values), resamples=2000, generator=torch.Generator().manual_seed(0)
         )
@@ -245,7 +250,8 @@ def latent_language(
         Probabilities, entropy and token energy of every prompt at every layer.
 
     Raises:
-        OptionError: There are no prompts, or not a set for each, or sets of other languages.
+        OptionError: There are no prompts, or not a set for each, or sets of other languages, or
+            of items that the vocabulary does not have.
         CorpusError: A prompt is empty.
         SiteError: A hook point in `fwd_hooks` does not exist, or comes after the last block.
         ModelError: The model's logits are not read this way.
@@ -256,7 +262,7 @@ def latent_language(
             f"latent_language needs prompts and one set of items for each, got {len(prompts)} "
             f"prompts and {len(token_sets)} sets"
         )
-    languages = _languages(token_sets)
+    languages = _languages(token_sets, int(model.cfg.d_vocab))
     texts = [each.text if isinstance(each, Prompt) else each for each in prompts]
     corpora = as_corpora(model, texts)
     prepare(model, corpora, fwd_hooks)
@@ -273,7 +279,7 @@ def latent_language(
             raise ActivationError(f"{model_name(model)} gave NaN or infinite logits on a prompt")
         probability[batch.documents] = read.movedim(0, 1)
         entropy[batch.documents] = bits.T
-        energy[batch.documents] = token_energy(gram, resid).double().cpu().T
+        energy[batch.documents] = token_energy(gram, resid).cpu().double().T
     return LatentLanguages(
         languages,
         probability,
@@ -283,7 +289,7 @@ def latent_language(
             "model": model_name(model),
             "weights": weights_digest(model),
             "prompts": corpora.describe(),
-            "fwd_hooks": [name for name, _ in fwd_hooks],
+            "fwd_hooks": hooked_names(model, fwd_hooks),
             "norm": norm,
             "versions": versions(),
         },
@@ -350,13 +356,13 @@ def unembedding_gram(model: HookedModel) -> UnembeddingGram:
     weight = model.W_U  # type: ignore[attr-defined]
     d_model, d_vocab = weight.shape
     scale, centred = _final_scale(model, d_model, weight)
-    gram = torch.zeros(d_model, d_model, dtype=torch.float64, device=weight.device)
+    gram = torch.zeros(d_model, d_model, dtype=torch.float64)
     step = max(1, 2**24 // d_model)
     with torch.inference_mode():
         for start in range(0, d_vocab, step):
             rows = weight[:, start : start + step].T.float() * scale
             rows = rows - rows.mean(1, keepdim=True) if centred else rows
-            gram += UnembeddingGram.of_rows(rows).gram
+            gram += UnembeddingGram.of_rows(rows).gram.cpu()
     return UnembeddingGram(gram.float(), d_vocab)
 
 
@@ -377,7 +383,7 @@ def _final_scale(
     return scale, bool((ones - bias).norm() < 0.1 * scale.norm())
 
 
-def _languages(token_sets: Sequence[TokenSets]) -> tuple[str, ...]:
+def _languages(token_sets: Sequence[TokenSets], d_vocab: int) -> tuple[str, ...]:
     languages = tuple(token_sets[0])
     for number, each in enumerate(token_sets):
         if tuple(each) != languages or not languages:
@@ -385,9 +391,14 @@ def _languages(token_sets: Sequence[TokenSets]) -> tuple[str, ...]:
                 f"Every prompt needs items of the same languages in the same order: the first has "
                 f"{', '.join(languages) or 'none'}, number {number} has {', '.join(each) or 'none'}"
             )
-        empty = [lang for lang, items in each.items() if not items]
-        if empty:
-            raise OptionError(f"Prompt {number} has no item for {empty[0]!r}")
+        for lang, items in each.items():
+            if not items:
+                raise OptionError(f"Prompt {number} has no item for {lang!r}")
+            if len(set(items)) < len(items) or not all(0 <= item < d_vocab for item in items):
+                raise OptionError(
+                    f"The items of prompt {number} for {lang!r} must be different numbers below "
+                    f"{d_vocab}"
+                )
     return languages
 
 
@@ -400,14 +411,16 @@ def _predictions(
     """Probability of each row's sets, and entropy in bits."""
     layers, n_rows, _ = resid.shape
     flat = resid.flatten(0, 1)
+    longest = max(len(some) for row in sets for some in row)
+    items = torch.tensor([[[*some, *[-1] * (longest - len(some))] for some in row] for row in sets])
     probability = torch.zeros(len(flat), len(sets[0]), dtype=torch.float64)
     entropy = torch.zeros(len(flat), dtype=torch.float64)
     with torch.inference_mode():
         for some in chunks(model, len(flat)):
             chances = read_logits(model, flat[some], norm=norm).softmax(-1)
-            first = some.start
-            entropy[some] = torch.special.entr(chances).sum(-1).double().cpu() / math.log(2)
-            for number, row in enumerate(chances, start=first):
-                for column, items in enumerate(sets[number % n_rows]):
-                    probability[number, column] = row[list(items)].sum().double()
+            bits = torch.special.entr(chances).sum(-1) / math.log(2)
+            entropy[some] = bits.cpu().double()
+            places = items[torch.arange(len(flat))[some] % n_rows].to(chances.device)
+            found = chances.gather(1, places.clamp(min=0).flatten(1)).view(places.shape)
+            probability[some] = (found * (places >= 0)).sum(-1).cpu().double()
     return probability.view(layers, n_rows, -1), entropy.view(layers, n_rows)

@@ -5,7 +5,7 @@ here the probability that it gives to each vocabulary item is summed by language
 (2024), figure 1, draw such curves: other languages first, then English, other languages last.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from lens_lang.corpora import Corpora, TokenBatch, check_fits
 from lens_lang.curves import LanguageCurve
 from lens_lang.documents import Documents, bos_token, tokenise, tokenizer_of
 from lens_lang.errors import ActivationError, CorpusError, OptionError
-from lens_lang.languages import find_language, language_tag
+from lens_lang.languages import distinct_languages, find_language, language_tag
 from lens_lang.readout import check_before_readout, check_readout, chunks, read_logits
 from lens_lang.sites import (
     RESID_POST,
@@ -28,6 +28,7 @@ from lens_lang.sites import (
     HookedModel,
     check_hooks,
     check_supported,
+    hooked_names,
     model_name,
     n_layers,
     run_until,
@@ -36,7 +37,7 @@ from lens_lang.spelling import as_text, spell_vocabulary
 from lens_lang.storage import versions
 from lens_lang.vocabulary import VocabularyLanguages
 
-Prompts = Corpora | Mapping[str, Sequence[str]] | Sequence[str]
+Prompts = Corpora | Mapping[str, Iterable[str]] | Iterable[str]
 """Texts by language, or of no stated language ("und"), or documents already tokenised."""
 
 UNDETERMINED = "und"
@@ -65,27 +66,28 @@ def language_curve(
     Args:
         model: The model.
         prompts: Texts by language, ``{"fr": ["Le chat", ...]}``; or corpora, read one document a
-            prompt; or texts of no stated language.
+            prompt, cut to the length of their rows; or texts of no stated language.
         vocabulary: Which language each item belongs to.
         fwd_hooks: Interventions under which to measure, for example ``ablate(neurons["fr"])``;
             or one list per language of the prompts, ``{"fr": ablate(neurons["fr"]), ...}``.
-        positions: Read every position of text (BOS is not text), the last of each prompt, or
-            with `new_tokens` those that predict the new tokens.
+        positions: Read every position that counts (not BOS, unless the corpora count it), the
+            last of each prompt, or with `new_tokens` those that predict the new tokens.
         top_k: None sums probability over the whole vocabulary. A number counts the likeliest
             items instead, each by its language, as in Zhao et al. (2024) with 10.
         norm: Apply the final norm before reading. The paper's code does so after the last block
             only.
         new_tokens: Continue each prompt greedily by so many tokens, under the same hooks, and
             read the continuation too. What is read equals what the model saw while generating,
-            as long as the hooks do not ask which step it is.
-        batch_size: Prompts per forward pass.
+            as long as the hooks do not ask which step it is. Prompts are continued one by one.
+        batch_size: Prompts per forward pass of the reading.
 
     Returns:
         Shares of every prompt at the embeddings (layer 0) and after every block, averaged over
         its positions.
 
     Raises:
-        CorpusError: A prompt is empty, or was tokenised for another model.
+        CorpusError: A prompt is empty, too long for the model, or tokenised for another one.
+        LanguageError: A language is named twice, or `fwd_hooks` name one without prompts.
         ShapeError: `vocabulary` was made for another model.
         SiteError: A hook point in `fwd_hooks` does not exist, or comes after the last block.
         ModelError: The model's logits are not read this way.
@@ -106,8 +108,8 @@ def language_curve(
     share = vocabulary.padded(int(model.cfg.d_vocab)).share
     first_new: dict[str, Tensor] = {}
     if new_tokens:
+        check_fits(corpora, model.cfg, more=new_tokens)
         corpora, first_new = _continued(model, corpora, new_tokens, hooks)
-        check_fits(corpora, model.cfg)
     sums = {
         lang: torch.zeros(len(docs), n_layers(model) + 1, share.shape[1], dtype=torch.float64)
         for lang, docs in corpora.documents.items()
@@ -117,10 +119,6 @@ def language_curve(
         rows, places = chosen.nonzero(as_tuple=True)
         resid = _residuals(model, batch, rows, places, hooks[batch.language])
         read = _layer_shares(model, resid, share, top_k, norm)
-        if not bool(torch.isfinite(read).all()):
-            raise ActivationError(
-                f"{model_name(model)} gave NaN or infinite logits on a prompt in {batch.language!r}"
-            )
         mean = read / chosen.sum(1)[rows, None]
         sums[batch.language].index_add_(0, batch.documents[rows], mean.movedim(0, 1))
     return LanguageCurve(
@@ -132,7 +130,7 @@ def language_curve(
             "weights": weights_digest(model),
             "prompts": corpora.describe(),
             "vocabulary": dict(vocabulary.provenance),
-            "fwd_hooks": {lang: [name for name, _ in each] for lang, each in hooks.items()},
+            "fwd_hooks": {lang: hooked_names(model, each) for lang, each in hooks.items()},
             "positions": positions,
             "top_k": top_k,
             "norm": norm,
@@ -151,7 +149,7 @@ class LensTable:
         languages: The languages of `share`.
         top: The likeliest items, the likeliest first; layer 0 are the embeddings.
         probability: Their probabilities.
-        top_text: The likeliest item as text; parts of characters as ``<0xE8>``.
+        top_text: The same items as text; parts of characters as ``<0xE8>``.
         share: Each language's share of the probability; the last column is *other*.
     """
 
@@ -159,7 +157,7 @@ class LensTable:
     languages: tuple[str, ...]
     top: Int[Tensor, "layer pos k"]
     probability: Float[Tensor, "layer pos k"]
-    top_text: tuple[tuple[str, ...], ...]
+    top_text: tuple[tuple[tuple[str, ...], ...], ...]
     share: Float[Tensor, "layer pos lang_other"]
 
 
@@ -205,7 +203,7 @@ def lens_table(
     with torch.inference_mode():
         for some in chunks(model, len(flat)):
             logits = read_logits(model, flat[some], norm=norm)
-            likeliest = logits.topk(top_k)
+            likeliest = _top(model, logits, top_k)
             top.append(likeliest.indices.cpu())
             probability.append((likeliest.values - logits.logsumexp(-1, True)).exp().cpu())
             mass.append(_mass(logits, share.to(logits.device)).cpu())
@@ -226,7 +224,8 @@ def lens_table(
         top=ids,
         probability=torch.cat(probability).view(layers, n_pos, top_k),
         top_text=tuple(
-            tuple(text(item) or f"[{item}]" for item in row) for row in ids[..., 0].tolist()
+            tuple(tuple(text(item) or f"[{item}]" for item in cell) for cell in row)
+            for row in ids.tolist()
         ),
         share=torch.cat(mass).view(layers, n_pos, -1),
     )
@@ -241,21 +240,30 @@ def as_corpora(model: Any, prompts: Prompts) -> Corpora:
 
     Raises:
         CorpusError: There is no prompt, one is empty, or it is one string instead of a list.
+        LanguageError: A language is named twice.
+        OptionError: The corpora are a share of others.
     """
     if isinstance(prompts, Corpora):
-        return _without_empty(replace(prompts, ctx_len=None, pack=False))
-    if isinstance(prompts, str):
-        raise OptionError("prompts is one string: give a list of prompts")
-    by_language = (
-        {language_tag(lang): texts for lang, texts in prompts.items()}
-        if isinstance(prompts, Mapping)
-        else {UNDETERMINED: prompts}
-    )
+        if prompts.shard != (0, 1):
+            raise OptionError("These corpora are a share of others: give the documents to read")
+        width = prompts.row_tokens
+        documents = {
+            lang: docs.cut_each(width) if width else docs
+            for lang, docs in prompts.documents.items()
+        }
+        whole = replace(prompts, documents=documents, ctx_len=None, pack=False)
+        return _without_empty(whole)
+    named = prompts if isinstance(prompts, Mapping) else {UNDETERMINED: prompts}
+    if any(isinstance(texts, str) for texts in named.values()):
+        raise CorpusError("Prompts are one string where a list is expected: give [prompt]")
+    tags = [lang if lang == UNDETERMINED else language_tag(lang) for lang in named]
+    distinct_languages(tags)
     tokenizer = tokenizer_of(model)
     documents = {}
-    for lang, texts in by_language.items():
+    for lang, given in zip(tags, named.values(), strict=True):
+        texts = list(given)
         empty = [number for number, text in enumerate(texts) if not text]
-        documents[lang] = tokenise(tokenizer, list(texts), limit=None, lang=lang)
+        documents[lang] = tokenise(tokenizer, texts, limit=None, lang=lang)
         if empty or len(documents[lang]) != len(texts):
             which = f"Prompt {empty[0]}" if empty else "A prompt"
             raise CorpusError(f"{which} of {lang!r} is empty: there is nothing to read")
@@ -315,7 +323,7 @@ def prepare(model: HookedModel, corpora: Corpora, fwd_hooks: FwdHooks) -> None:
     """
     check_supported(model)
     check_hooks(model, fwd_hooks)
-    check_before_readout(fwd_hooks)
+    check_before_readout(model, fwd_hooks)
     check_readout(model)
     check_fits(corpora, model.cfg)
 
@@ -343,12 +351,14 @@ def _residuals(
     fwd_hooks: FwdHooks,
 ) -> Float[Tensor, "layer row d_model"]:
     """The residual stream at chosen positions: embeddings, then after every block."""
-    seen: dict[int, Tensor] = {}
+    last = n_layers(model)
+    kept: list[Tensor] = []  # one tensor, as soon as its dtype and device are known
 
     def keep(resid: Tensor, hook: Any, layer: int) -> None:
-        seen[layer] = resid[rows.to(resid.device), places.to(resid.device)]
+        if not kept:
+            kept.append(resid.new_empty(last + 1, len(rows), resid.shape[-1]))
+        kept[0][layer] = resid[rows.to(resid.device), places.to(resid.device)].to(kept[0].device)
 
-    last = n_layers(model)
     readers = [(RESID_PRE.at(0), partial(keep, layer=0))]
     readers += [(RESID_POST.at(n - 1), partial(keep, layer=n)) for n in range(1, last + 1)]
     run_until(
@@ -358,8 +368,7 @@ def _residuals(
         fwd_hooks=fwd_hooks,
         readers=readers,
     )
-    device = seen[last].device
-    return torch.stack([seen[layer].to(device) for layer in range(last + 1)])
+    return kept[0]
 
 
 def _layer_shares(
@@ -376,10 +385,23 @@ def _layer_shares(
             logits = read_logits(model, flat[some], norm=norm)
             weights = share.to(logits.device)
             if top_k is None:
-                found.append(_mass(logits, weights).cpu())
+                read = _mass(logits, weights)
+                _check_finite(model, read)
             else:
-                found.append(weights[logits.topk(top_k).indices].mean(1).cpu())
+                read = weights[_top(model, logits, top_k).indices].mean(1)
+            found.append(read.cpu())
     return torch.cat(found).view(*resid.shape[:2], -1).double()
+
+
+def _top(model: HookedModel, logits: Float[Tensor, "row item"], top_k: int) -> Any:
+    likeliest = logits.topk(top_k)
+    _check_finite(model, likeliest.values)  # NaN counts as largest, infinity is
+    return likeliest
+
+
+def _check_finite(model: HookedModel, values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ActivationError(f"{model_name(model)} gave NaN or infinite logits on a prompt")
 
 
 def _mass(
@@ -397,10 +419,11 @@ def _hooks_by_language(
 ) -> dict[str, FwdHooks]:
     if not isinstance(fwd_hooks, Mapping):
         return dict.fromkeys(languages, fwd_hooks)
-    by_language: dict[str, FwdHooks] = dict.fromkeys(languages, ())
-    for lang, hooks in fwd_hooks.items():
-        by_language[languages[find_language(lang, languages)]] = hooks
-    return by_language
+    tags = [languages[find_language(lang, languages)] for lang in fwd_hooks]
+    if tags:
+        distinct_languages(tags)
+    given = dict(zip(tags, fwd_hooks.values(), strict=True))
+    return {lang: given.get(lang, ()) for lang in languages}
 
 
 def _continued(

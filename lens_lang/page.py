@@ -108,7 +108,8 @@ def read_results(folder: Path) -> dict[Path, Result]:
     """
     if not folder.is_dir():
         raise StorageError(f"There is no run folder {folder}")
-    return {path: load(path) for path in sorted(folder.glob("*.safetensors"))}
+    by_name = sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)
+    return {path: load(path) for path in by_name}
 
 
 def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
@@ -177,9 +178,16 @@ def _sections(results: Mapping[Path, Result]) -> list[Section]:
             # perplexity-plnd.safetensors is the effect of plnd.safetensors
             method = path.stem.partition("-")[2] or "lape"
             made.append(_effect(result, neurons.get(method) or next(iter(neurons.values()), None)))
+    plain = next((r for p, r in results.items() if p.stem == "curve"), None)
     for path, result in results.items():
         if isinstance(result, LanguageCurve):
             made.append(_curve(path.stem, result))
+            if (
+                isinstance(plain, LanguageCurve)
+                and result is not plain
+                and result.comparable(plain)
+            ):
+                made.append(_curve(f"{path.stem} minus curve", result - plain))
         elif isinstance(result, LatentLanguages):
             made.append(_latent(path.stem, result))
         elif isinstance(result, HeadAttention):
@@ -308,7 +316,14 @@ def _effect(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) -> Sectio
 
 
 def _curve(name: str, curve: LanguageCurve) -> Section:
-    known = set(curve.groups) <= set(curve.languages) and "en" in curve.languages
+    if curve.is_difference:
+        change = curve.story() if _has_story(curve) else curve
+        return Section(
+            title=f"Change of the language of each layer ({name})",
+            text=["Of the same prompts, with paired 95 % intervals."],
+            figures=[layers.language_curve(change).to_json()],
+        )
+    known = _has_story(curve)
     shown = curve.story() if known else curve
     mean, ci = shown.mean, shown.ci
     rows = []
@@ -351,6 +366,11 @@ def _curve(name: str, curve: LanguageCurve) -> Section:
             *(layers.layer_languages(curve, prompts=lang).to_json() for lang in curve.groups[:1]),
         ],
     )
+
+
+def _has_story(curve: LanguageCurve) -> bool:
+    """Whether English and every prompt's own language are among its columns."""
+    return {"en", *curve.groups} <= set(curve.languages)
 
 
 def _latent(name: str, latent: LatentLanguages) -> Section:

@@ -13,7 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_lang.errors import ModelError, SiteError
-from lens_lang.sites import RESID_POST, FwdHooks, HookedModel, model_name, n_layers, run_until
+from lens_lang.sites import (
+    RESID_POST,
+    FwdHooks,
+    HookedModel,
+    hooked_names,
+    model_name,
+    n_layers,
+    run_until,
+)
 
 CHUNK_LOGITS = 2**26
 """Logits held at once: 256 MiB as float32, whatever the vocabulary, batch and length."""
@@ -65,8 +73,8 @@ def check_readout(model: HookedModel) -> None:
         model: The model.
 
     Raises:
-        ModelError: They differ: something that lens_lang does not know stands between the last
-            block and the logits.
+        ModelError: They differ, or the parts are missing: something that lens_lang does not know
+            stands between the last block and the logits.
     """
     device = getattr(model.cfg, "device", None)
     probe = torch.tensor([[0, 1]], device=device)
@@ -77,7 +85,13 @@ def check_readout(model: HookedModel) -> None:
 
     run_until(model, probe, readers=[(RESID_POST.at(n_layers(model) - 1), keep)])
     with torch.inference_mode():
-        mine = read_logits(model, seen[0][0]).log_softmax(-1)
+        try:
+            mine = read_logits(model, seen[0][0]).log_softmax(-1)
+        except (AttributeError, RuntimeError) as error:
+            raise ModelError(
+                f"{model_name(model)} has no final norm and unembedding that can be read alone: "
+                f"{error}"
+            ) from error
         own = model(probe)[0].float().log_softmax(-1).to(mine.device)
     spread = float((own - own.mean(-1, keepdim=True)).abs().max())
     half = seen[0].dtype in (torch.float16, torch.bfloat16)
@@ -91,17 +105,18 @@ def check_readout(model: HookedModel) -> None:
         )
 
 
-def check_before_readout(fwd_hooks: FwdHooks) -> None:
+def check_before_readout(model: HookedModel, fwd_hooks: FwdHooks) -> None:
     """Refuse hooks behind the last block: the residual stream is read before they act.
 
     Args:
+        model: The model.
         fwd_hooks: Hooks about to be attached.
 
     Raises:
         SiteError: One is on the final norm or the unembedding.
     """
-    for name, _ in fwd_hooks:
-        if isinstance(name, str) and name.split(".")[0] in ("ln_final", "unembed"):
+    for name in hooked_names(model, fwd_hooks):
+        if name.split(".")[0] in ("ln_final", "unembed"):
             raise SiteError(
                 f"{name!r} comes after the last block, and the residual stream is read there: the "
                 "hook would have no effect. Hook a block instead"

@@ -25,7 +25,7 @@ from lens_lang.errors import ModelError, ShapeError, SiteError, near_misses
 HookFn = Callable[..., Tensor | None]
 """A TransformerLens hook function: ``hook_fn(tensor, hook=...)``, returning a tensor or None."""
 
-FwdHooks = Sequence[tuple[str, HookFn]]
+FwdHooks = Sequence[tuple[str | Callable[[str], bool], HookFn]]
 """TransformerLens's own type: pairs of a hook point's name and a function."""
 
 
@@ -274,6 +274,19 @@ def check_hooks(model: HookedModel, fwd_hooks: FwdHooks) -> None:
                 "as gate space"
             )
         raise SiteError(f"{model_name(model)} has no hook point {name!r}{advice}")
+
+
+def hooked_names(model: HookedModel, fwd_hooks: FwdHooks) -> list[str]:
+    """Return the names of the hook points that hooks act on.
+
+    Args:
+        model: The model.
+        fwd_hooks: Hooks, by name or by TransformerLens's filter functions on names.
+    """
+    found: list[str] = []
+    for name, _ in fwd_hooks:
+        found += [each for each in model.hook_dict if name(each)] if callable(name) else [name]
+    return found
 
 
 class _Stop(Exception):

@@ -1,4 +1,4 @@
-"""What every vocabulary item spells, as UTF-8 bytes, whatever the kind of tokeniser.
+"""What every vocabulary item spells, as UTF-8 bytes: sentencepiece and byte-level BPE.
 
 Sentencepiece writes a word boundary as ``▁`` and single bytes as ``<0xE8>``; byte-level BPE writes
 every byte as a printable character. As bytes they are one thing: an item is a piece of text,

@@ -7,6 +7,7 @@ digits, markup, parts of characters, words of languages that were not asked for.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 from lens_lang.corpora import Corpora
 from lens_lang.documents import TokenisingModel
 from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageError
+from lens_lang.identification import LangidIdentifier, LinguaIdentifier
 from lens_lang.languages import distinct_languages, find_language, language_tag
 from lens_lang.models import cache_dir
 from lens_lang.spelling import as_text, spell_vocabulary
@@ -32,6 +34,14 @@ OTHER = "other"
 
 Identify = Callable[[Sequence[str]], Sequence[Mapping[str, float] | str | None]]
 """For each text its language, or probabilities of languages, or None."""
+
+_ASK_AT_ONCE = 10_000
+"""Texts an identifier is given at once: the answers of a large vocabulary would fill memory."""
+
+_SPOKEN_AS = {"nb": "no", "nn": "no"}
+"""Languages that corpora call by the name of both."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +67,9 @@ class VocabularyLanguages:
 
     def __post_init__(self) -> None:
         distinct_languages(self.languages)
+        if self.share.ndim != 2:
+            raise ShapeError(f"share must be [item lang_other], got {list(self.share.shape)}")
+        object.__setattr__(self, "share", self.share.detach().to("cpu", torch.float32))
         if OTHER in self.languages:
             raise LanguageError(f"{OTHER!r} is what belongs to no language, and cannot be one")
         if self.share.shape[1] != len(self.languages) + 1:
@@ -98,8 +111,8 @@ class VocabularyLanguages:
         """
         if not smoothing > 0:
             raise OptionError(f"smoothing must be above 0, got {smoothing}")
-        every = [documents.tokens.long() for documents in corpora.documents.values()]
-        size = int(torch.cat(every).max()) + 1
+        every = [documents.tokens for documents in corpora.documents.values()]
+        size = max(int(tokens.max()) for tokens in every) + 1
         spelled = None if model is None else spell_vocabulary(model)
         if spelled is not None and size > len(spelled):
             raise ShapeError(
@@ -127,7 +140,8 @@ class VocabularyLanguages:
 
         An item belongs, in equal parts, to the languages whose usual script (from Unicode's
         CLDR) has all its letters: ``кн`` to Russian, ``花`` half to Chinese and half to Japanese,
-        ``flow`` to all languages in Latin letters alike.
+        ``flow`` to all languages in Latin letters alike. A choice among the languages given:
+        with one of them in Latin letters, all Latin items are its own, English ones too.
 
         Args:
             model: Whose vocabulary.
@@ -172,45 +186,54 @@ class VocabularyLanguages:
         Args:
             model: Whose vocabulary.
             languages: The languages; what the identifier gives to others becomes *other*.
-            identify: Is given all distinct items as text, without outer spaces, and says for
-                each its language, or the probabilities of languages, or None. See
-                `lens_lang.LinguaIdentifier` and `lens_lang.LangidIdentifier`, whose answers are
-                kept in lens_lang's cache folder.
+            identify: Is given distinct items as text, without outer spaces, some thousands at
+                once, and says for each its language, or the probabilities of languages, or None.
+                See `lens_lang.LinguaIdentifier` and `lens_lang.LangidIdentifier`, whose answers
+                are kept in lens_lang's cache folder.
 
         Returns:
             All items of the vocabulary.
 
         Raises:
             LanguageError: A language is unknown, or given twice.
-            OptionError: The identifier gave fewer answers than it was asked, or a probability
-                that is none.
+            OptionError: The identifier gave fewer answers than it was asked, or what is no
+                distribution.
         """
         tags = distinct_languages(language_tag(lang) for lang in languages)
         spelled = spell_vocabulary(model)
         kept = _cache_file(identify, spelled, tags)
         if kept is not None and kept.is_file():
-            return cls.load(kept)
+            try:
+                return cls.load(kept)
+            except StorageError as error:
+                logger.warning("asking again, because the answers kept are unreadable: %s", error)
         texts = [(as_text(each) or "").strip() for each in spelled]
         numbers: dict[str, list[int]] = {}
         for number in _has_letters(spelled).nonzero().flatten().tolist():
             numbers.setdefault(texts[number], []).append(number)
-        answers = identify(list(numbers))
-        if len(answers) != len(numbers):
-            raise OptionError(
-                f"The identifier gave {len(answers)} answers for {len(numbers)} texts; it must "
-                "give one for each"
-            )
         share = torch.zeros(len(spelled), len(tags), dtype=torch.float64)
-        column = {tag.split("-")[0]: place for place, tag in enumerate(tags)}
-        for (text, items), answer in zip(numbers.items(), answers, strict=True):
-            for lang, probability in _probabilities(answer, text):
-                place = column.get(lang.split("-")[0])
-                if place is not None:
-                    share[items, place] += probability
+        columns = _Columns(tags)
+        distinct = list(numbers)
+        for start in range(0, len(distinct), _ASK_AT_ONCE):
+            asked = distinct[start : start + _ASK_AT_ONCE]
+            answers = identify(asked)
+            if len(answers) != len(asked):
+                raise OptionError(
+                    f"The identifier gave {len(answers)} answers for {len(asked)} texts; it must "
+                    "give one for each"
+                )
+            for text, answer in zip(asked, answers, strict=True):
+                for lang, probability in _probabilities(answer, text):
+                    place = columns[lang]
+                    if place is not None:
+                        share[numbers[text], place] += probability
         named = getattr(identify, "name", None) or type(identify).__name__
         made = cls(tags, _with_other(share), {"maker": "identifier", "identifier": str(named)})
         if kept is not None:
-            made.save(kept)
+            try:
+                made.save(kept)
+            except StorageError as error:
+                logger.warning("the identifier's answers are not kept: %s", error)
         return made
 
     @classmethod
@@ -419,17 +442,35 @@ def _probabilities(answer: Any, text: str) -> list[tuple[str, float]]:
     if isinstance(answer, str):
         return [(answer, 1.0)]
     found = [(str(lang), float(probability)) for lang, probability in answer.items()]
-    if not all(0 <= probability <= 1 for _, probability in found):
-        raise OptionError(f"The identifier gave {text!r} a probability that is not between 0 and 1")
+    total = sum(probability for _, probability in found)
+    if not (all(0 <= probability <= 1 for _, probability in found) and total < 1.01):
+        raise OptionError(f"What the identifier gave for {text!r} is no distribution")
     return found
 
 
 def _cache_file(identify: Any, spelled: Sequence[bytes], tags: Sequence[str]) -> Path | None:
-    """Where the answers of a named identifier are kept; nowhere for an unknown callable."""
-    name = getattr(identify, "name", None)
-    if name is None:
+    """Where the answers of a library are kept; nowhere for a callable that may change."""
+    if not isinstance(identify, LangidIdentifier | LinguaIdentifier):
         return None
-    digest = hashlib.sha256("\n".join([str(name), *tags]).encode())
+    digest = hashlib.sha256("\n".join([identify.name, *tags]).encode())
     for each in spelled:
         digest.update(len(each).to_bytes(4, "little") + each)
     return cache_dir() / "vocabularies" / f"{digest.hexdigest()[:32]}.safetensors"
+
+
+class _Columns:
+    """The column of a language under any of its names; None for one not asked for."""
+
+    def __init__(self, tags: Sequence[str]) -> None:
+        self._known: dict[str, int | None] = {tag: place for place, tag in enumerate(tags)}
+        self._primary = {tag.split("-")[0]: place for place, tag in reversed([*enumerate(tags)])}
+
+    def __getitem__(self, name: str) -> int | None:
+        if name not in self._known:
+            try:
+                tag = language_tag(name)
+            except LanguageError:
+                tag = name
+            primary = _SPOKEN_AS.get(tag.split("-")[0], tag.split("-")[0])
+            self._known[name] = self._known.get(tag, self._primary.get(primary))
+        return self._known[name]

@@ -11,11 +11,17 @@ from test_lens import a_vocabulary
 from lens_lang import results
 from lens_lang.collection import collect
 from lens_lang.corpora import Corpora
-from lens_lang.errors import OptionError, ShapeError, StorageError
+from lens_lang.errors import (
+    ActivationError,
+    LanguageError,
+    OptionError,
+    ShapeError,
+    StorageError,
+)
 from lens_lang.heads import HeadAttention, HeadPattern, head_set, random_heads
 from lens_lang.intervene import ablate
 from lens_lang.neurons import NeuronSet
-from lens_lang.sites import ATTN_PATTERN, ATTN_Z, n_layers
+from lens_lang.sites import ATTN_PATTERN, ATTN_Z, MLP_POST, RESID_POST, n_layers
 from lens_lang.stats import ActivationFrequency
 
 
@@ -106,6 +112,15 @@ def test_frames_name_every_head(text: Corpora) -> None:
         HeadAttention(("en",), ("first",), torch.zeros(1, 2, 1, 1).double(), torch.tensor([3]))
 
 
+def test_nan_patterns_and_unknown_languages_are_refused(text: Corpora) -> None:
+    nan = [(RESID_POST.at(0), lambda values, hook: values * float("nan"))]
+    with pytest.raises(ActivationError, match="patterns of layer 1 are NaN on text of 'en'"):
+        collect(tiny("llama"), text, HeadPattern(), fwd_hooks=nan, progress=False)
+    other = Corpora.from_tokens({"de": [[5, 6]]}, bos_id=1)
+    with pytest.raises(LanguageError, match="'de'"):
+        collect(tiny("llama"), other, HeadPattern(a_vocabulary()), progress=False)
+
+
 # --- whole heads ---
 
 
@@ -153,6 +168,9 @@ def test_heads_that_are_none_are_refused() -> None:
         head_set(model, [(0, HEADS)])
     some = NeuronSet({ATTN_Z: torch.eye(LAYERS, 48, dtype=torch.bool)})
     generator = torch.Generator().manual_seed(0)
+    mlp = NeuronSet({MLP_POST: torch.ones(LAYERS, 112, dtype=torch.bool)})
+    with pytest.raises(OptionError, match="not whole heads"):
+        random_heads(model, mlp, generator=generator)
     with pytest.raises(OptionError, match="not whole heads"):
         random_heads(model, some, generator=generator)
     many = head_set(model, [(0, head) for head in range(4)])

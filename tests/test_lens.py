@@ -267,10 +267,111 @@ def test_texts_are_prompts_with_or_without_a_language() -> None:
     unnamed = language_curve(model, texts, a_vocabulary())
     assert unnamed.prompt_languages == ("und", "und")
     assert torch.equal(named.values, unnamed.values)
-    with pytest.raises(OptionError, match="one string: give a list"):
-        language_curve(model, "le chat", a_vocabulary())
     with pytest.raises(CorpusError, match="Prompt 1 of 'und' is empty"):
         language_curve(model, ["a", ""], a_vocabulary())
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "sentence"),
+    [
+        ("le chat", CorpusError, "one string where a list"),
+        ({"fr": "le chat"}, CorpusError, "one string where a list"),
+        ({"fr": ["a"], "French": ["b"]}, LanguageError, "twice: fr"),
+        ({"Frensh": ["a"]}, LanguageError, "No language is called"),
+        ({"fr": []}, CorpusError, "'fr' is empty"),
+    ],
+)
+def test_prompts_that_say_too_little_are_refused(
+    prompts: Any, error: type[Exception], sentence: str
+) -> None:
+    model = bridge(hf_model("llama"))
+    model.tokenizer = LetterTokenizer()
+    with pytest.raises(error, match=sentence):
+        language_curve(model, prompts, a_vocabulary())
+
+
+def test_texts_may_come_from_a_generator() -> None:
+    model = bridge(hf_model("llama"))
+    model.tokenizer = LetterTokenizer()
+    listed = language_curve(model, {"fr": ["le chat", "un"]}, a_vocabulary())
+    drawn = language_curve(model, {"fr": iter(["le chat", "un"])}, a_vocabulary())
+    assert torch.equal(listed.values, drawn.values)
+
+
+def test_a_share_of_corpora_is_refused(llama: Any, prompts: Corpora) -> None:
+    with pytest.raises(OptionError, match="a share of others"):
+        language_curve(llama, prompts.sharded(0, 2), a_vocabulary())
+
+
+def test_documents_are_cut_to_the_rows_of_their_corpora(llama: Any) -> None:
+    long = random_documents([30])
+    cut = Corpora.from_tokens({"fr": long}, ctx_len=11, bos_id=1, pack=False)
+    short = Corpora.from_tokens({"fr": [long[0][:10]]}, bos_id=1)
+    found = language_curve(llama, cut, a_vocabulary())
+    assert torch.equal(found.values, language_curve(llama, short, a_vocabulary()).values)
+
+
+def test_bos_counts_if_the_corpora_count_it(llama: Any, prompts: Corpora) -> None:
+    counted = language_curve(llama, prompts.laid_out(count_bos=True), a_vocabulary())
+    resid = residuals(llama, [1, *prompts.documents["en"][0].tolist()])
+    expected = (predictions(llama, resid) @ a_vocabulary().share.double()).mean(1)
+    assert (counted.values[0] - expected).abs().max() < 1e-5
+
+
+def test_learned_positions_end_before_generating_past_them(gpt2: Any) -> None:
+    prompts = Corpora.from_tokens({"fr": random_documents([120])}, bos_id=1)
+    language_curve(gpt2, prompts, a_vocabulary(), positions="last", new_tokens=7)
+    with pytest.raises(CorpusError, match="rows of 129 tokens, but the model has only 128"):
+        language_curve(gpt2, prompts, a_vocabulary(), new_tokens=8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2"])
+def test_half_precision_reads_nearly_the_same(
+    architecture: str, dtype: torch.dtype, prompts: Corpora
+) -> None:
+    half = bridge(hf_model(architecture).to(dtype))
+    found = language_curve(half, prompts, a_vocabulary())
+    expected = language_curve(tiny(architecture), prompts, a_vocabulary())
+    assert torch.allclose(found.values.sum(-1), torch.ones((), dtype=torch.float64), atol=1e-5)
+    assert (found.values - expected.values).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_nan_is_noticed_however_layers_are_read(llama: Any, prompts: Corpora, top_k: Any) -> None:
+    nan = [(RESID_POST.at(1), lambda values, hook: values * float("nan"))]
+    with pytest.raises(ActivationError, match="NaN or infinite logits"):
+        language_curve(llama, prompts, a_vocabulary(), fwd_hooks=nan, top_k=top_k)
+    speller = bridge(hf_model("llama"))
+    speller.tokenizer = LetterTokenizer()
+    with pytest.raises(ActivationError, match="NaN or infinite logits"):
+        lens_table(speller, "un", a_vocabulary(), fwd_hooks=nan)
+
+
+def test_filters_are_hooks_like_others(llama: Any, prompts: Corpora, tmp_path: Path) -> None:
+    def double(values: torch.Tensor, hook: Any) -> torch.Tensor:
+        return 2 * values
+
+    name = RESID_POST.at(1)
+    by_name = language_curve(llama, prompts, a_vocabulary(), fwd_hooks=[(name, double)])
+    filtered = language_curve(
+        llama, prompts, a_vocabulary(), fwd_hooks=[(lambda each: each == name, double)]
+    )
+    assert torch.equal(by_name.values, filtered.values)
+    assert filtered.provenance["fwd_hooks"]["fr"] == [name]
+    filtered.save(tmp_path / "curve.safetensors")
+    with pytest.raises(SiteError, match="comes after the last block"):
+        hooks = [(lambda each: each == "ln_final.hook_normalized", double)]
+        language_curve(llama, prompts, a_vocabulary(), fwd_hooks=hooks)
+
+
+def test_a_model_without_a_final_norm_to_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(model: Any, resid: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("Original component not set")
+
+    monkeypatch.setattr(readout, "read_logits", missing)
+    with pytest.raises(ModelError, match="no final norm and unembedding that can be read alone"):
+        check_readout(bridge(hf_model("llama")))
 
 
 def test_first_documents_are_the_first(prompts: Corpora) -> None:
@@ -297,9 +398,6 @@ def test_wrong_questions_are_refused(llama: Any, prompts: Corpora) -> None:
         language_curve(
             llama, prompts, vocabulary, fwd_hooks=[("blocks.0.mlp.hook_past", lambda v, hook: v)]
         )
-    nan = [(RESID_POST.at(1), lambda values, hook: values * float("nan"))]
-    with pytest.raises(ActivationError, match="NaN or infinite logits on a prompt in 'en'"):
-        language_curve(llama, prompts, vocabulary, fwd_hooks=nan)
     with pytest.raises(CorpusError, match="Prompt 1 of 'fr' is empty"):
         language_curve(llama, Corpora.from_tokens({"fr": [[5], []]}), vocabulary)
 
@@ -372,6 +470,21 @@ def test_leaving_other_out_scales_the_rest() -> None:
     assert curve.values[0].flatten().tolist() == pytest.approx([2 / 3, 1 / 3, 0, 0, 0, 1])
 
 
+def test_differences_are_no_shares() -> None:
+    change = a_curve() - a_curve()
+    assert change.is_difference
+    assert not a_curve().is_difference
+    for use in (change.summary, change.among_languages):
+        with pytest.raises(OptionError, match="these are differences"):
+            use()
+    assert change.story().is_difference
+
+
+def test_one_prompt_has_no_interval() -> None:
+    curve = LanguageCurve(("en",), ("en",), torch.tensor([[[0.3, 0.7]]]).double())
+    assert bool(curve.ci.isnan().all())
+
+
 def test_only_curves_of_the_same_prompts_are_subtracted() -> None:
     curve = a_curve()
     assert float((curve - curve).values.abs().max()) == 0
@@ -405,7 +518,9 @@ def test_a_table_shows_the_likeliest_items_of_every_layer_and_position() -> None
     assert (table.share - chances @ vocabulary.share.double()).abs().max() < 1e-5
     letters = LetterTokenizer().convert_ids_to_tokens
     assert table.pieces[1:] == tuple(letters(tokens[1:]))
-    assert table.top_text[2][4] in (*letters([int(table.top[2, 4, 0])]), "[0]", "[1]", "[2]")
+    for k in range(3):
+        item = int(table.top[2, 4, k])
+        assert table.top_text[2][4][k] == (f"[{item}]" if item < 3 else letters([item])[0])
     with pytest.raises(OptionError, match="top_k must be between 1 and 97"):
         lens_table(model, "un chat", vocabulary, top_k=0)
 

@@ -58,6 +58,7 @@ LEVELS: dict[str, int] = {
     "tuning": 6,
     "lens": 6,
     "latent": 7,
+    "evaluate.answers": 8,
     "plot.effect": 8,
     "plot.layers": 8,
     "plot.neurons": 8,

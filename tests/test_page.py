@@ -488,6 +488,24 @@ def test_the_language_of_layers_latent_languages_and_heads_have_sections(tmp_pat
     assert cells[5].startswith(f"{row['own_last']:.2f} [")
 
 
+def test_a_curve_under_an_intervention_is_shown_as_a_change_too(tmp_path: Path) -> None:
+    curve = a_curve(("en", "fr"), ("en", "fr", "fr"))
+    curve.save(tmp_path / "curve.safetensors")
+    off = LanguageCurve(curve.languages, curve.prompt_languages, curve.values.flip(1))
+    off.save(tmp_path / "curve-lape-off.safetensors")
+    a_curve(("en", "fr"), ("fr",)).save(tmp_path / "curve-other.safetensors")
+    elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
+    assert elements.headings[:4] == [
+        "Language of each layer (curve)",
+        "Language of each layer (curve-lape-off)",
+        "Change of the language of each layer (curve-lape-off minus curve)",
+        "Language of each layer (curve-other)",
+    ]
+    own = [t for t in elements.figures[4]["data"] if t.get("name") == "own"][1]
+    expected = (off - curve).story().mean[1, :, 1].tolist()
+    assert own["y"] == pytest.approx(expected)
+
+
 def test_curves_without_english_or_of_unnamed_prompts_are_drawn_as_they_are(tmp_path: Path) -> None:
     a_curve(("fr", "zh"), ("fr", "zh")).save(tmp_path / "a.safetensors")
     a_curve(("en", "fr"), ("und",)).save(tmp_path / "b.safetensors")

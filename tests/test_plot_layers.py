@@ -71,6 +71,20 @@ def test_a_map_shows_the_prompts_asked_for(curve: LanguageCurve) -> None:
         plot.layer_languages(curve, prompts="zh")
 
 
+def test_a_map_of_changes_is_centred_at_none(curve: LanguageCurve) -> None:
+    other = LanguageCurve(curve.languages, curve.prompt_languages, curve.values.flip(0))
+    (trace,) = plot.layer_languages(curve - other).data
+    assert trace.zmin == -trace.zmax < 0
+    figure = plot.layer_languages(curve - other)
+    assert str(figure.layout.title.text).startswith("Change of the language")
+
+
+def test_many_languages_fit_into_panels() -> None:
+    names = tuple(f"l{n}" for n in range(40))
+    figure = plot.language_curve(LanguageCurve(("en",), names, random(40, 3, 2)))
+    assert len(figure.layout.annotations) == 40
+
+
 @pytest.fixture
 def table() -> LensTable:
     share = torch.zeros(3, 2, 3)
@@ -79,9 +93,13 @@ def table() -> LensTable:
     return LensTable(
         pieces=("<bos>", "▁chat"),
         languages=("en", "fr"),
-        top=torch.zeros(3, 2, 1, dtype=torch.int64),
-        probability=torch.full((3, 2, 1), 0.5),
-        top_text=(("a", "b"), ("c", "a very long word"), ("\n", "f")),
+        top=torch.zeros(3, 2, 2, dtype=torch.int64),
+        probability=torch.tensor([0.5, 0.25]).expand(3, 2, 2),
+        top_text=(
+            (("a", "x"), ("b", "x")),
+            (("c", "x"), ("a very long word", "second")),
+            (("\n", "x"), ("f", "x")),
+        ),
         share=share,
     )
 
@@ -96,7 +114,9 @@ def test_a_table_has_the_last_layer_on_top_and_languages_as_colours(table: LensT
     assert list(trace.colorbar.ticktext) == list(LABELS)
     edges = [edge for edge, _ in trace.colorscale]
     assert edges == sorted(edges)
-    assert "layer 1, after '▁chat': 'a very long word' 0.50" in trace.customdata[1][1]
+    assert trace.customdata[1][1].startswith(
+        "layer 1, after '▁chat':<br>'a very long word' 0.50, 'second' 0.25<br>fr 0.80, other 0.20"
+    )
 
 
 def test_tokens_coloured_by_language_are_a_circuitsvis_view(table: LensTable) -> None:

@@ -14,7 +14,10 @@ PRELUDE = """
 import types
 import torch
 from lens_lang.corpora import Corpora
+from lens_lang.curves import LanguageCurve
+from lens_lang.latent import LatentLanguages
 from lens_lang.lens import language_curve
+from lens_lang.vocabulary import VocabularyLanguages
 from lens_lang.detect.lape import LapeVariant
 from lens_lang.evaluate.perplexity import perplexity_matrix
 from lens_lang.intervene import ablate, replace
@@ -28,6 +31,12 @@ some = NeuronSet({MLP_POST: torch.eye(2, dtype=torch.bool)})
 
 CASES = {
     "language_curve(None, [], None, positions='first')": "positions must be all, last or new, got",
+    "LatentLanguages(('fr',), torch.rand(1, 4, 1), torch.rand(1, 3), torch.rand(1, 4))": (
+        "entropy must be [1, 4], got [1, 3]"
+    ),
+    "LatentLanguages(('fr',), torch.rand(4), torch.rand(4), torch.rand(4))": "[prompt layer 1]",
+    "VocabularyLanguages(('fr',), torch.rand(4))": "share must be [item lang_other], got [4]",
+    "LanguageCurve(('fr',), ('fr',), torch.rand(4))": "must be [1 layer 2], got [4]",
     "MeanActivation('gates')": "space must be gate, product or up, got 'gates'",
     "LapeVariant(scope='world')": "scope must be model or layer, got 'world'",
     "LapeVariant(assign='best')": "assign must be above_bar or argmax or exclusive, got 'best'",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lens_lang.corpora import Corpora, TokenBatch, check_fits
 from lens_lang.errors import ActivationError, CorpusError
-from lens_lang.readout import check_before_readout, chunks, read_logits
+from lens_lang.readout import chunks, read_logits
 from lens_lang.sites import (
     RESID_POST,
     FwdHooks,
@@ -62,7 +62,6 @@ def document_nll(
         By language; ``nll`` has one row.
     """
     check_hooks(model, fwd_hooks)
-    check_before_readout(fwd_hooks)
     corpora = corpora.laid_out(pack=False)
     check_fits(corpora, model.cfg)
     return {

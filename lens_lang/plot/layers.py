@@ -35,7 +35,7 @@ def language_curve(curve: LanguageCurve) -> "go.Figure":
         One panel per language of the prompts, one line per label with its 95 % interval. Layer
         0 are the embeddings.
     """
-    change = "difference of" in curve.provenance
+    change = curve.is_difference
     mean, ci = curve.mean, curve.ci
     if not change:  # a label without any share, such as the own language beside English
         nothing = (mean == 0).all(1)[:, None]
@@ -81,10 +81,15 @@ def layer_languages(curve: LanguageCurve, *, prompts: str | None = None) -> "go.
         [str(layer) for layer in range(values.shape[1])],
         text=[[f"{100 * x:.0f}" if abs(x) >= 0.05 else "" for x in row] for row in values.tolist()],
         hover="%{y}, layer %{x}: %{z:.3f}<extra></extra>",
-        title=f"Language of each layer, prompts in {curve.groups[group]} (% of the prediction)",
+        title=f"{'Change of the l' if curve.is_difference else 'L'}anguage of each layer, prompts "
+        f"in {curve.groups[group]} (% of the prediction)",
     )
-    named = values[:-1].abs().max() if len(values) > 1 else values.abs().max()
-    figure.update_traces(colorscale="Blues", showscale=False, zmin=0, zmax=float(named) or 1.0)
+    named = float(values[:-1].abs().max()) if len(values) > 1 else 1.0
+    figure.update_traces(showscale=False, zmax=named or 1.0)
+    if curve.is_difference:
+        figure.update_traces(colorscale="RdBu_r", zmin=-(named or 1.0))
+    else:
+        figure.update_traces(colorscale="Blues", zmin=0)
     figure.update_xaxes(title="layer (0: embeddings)")
     figure.update_yaxes(title="language")
     return figure
@@ -111,8 +116,16 @@ def lens_table(table: LensTable) -> "go.Figure":
     ]
     details = [
         [
-            f"layer {layer}, after {table.pieces[pos]!r}: {table.top_text[layer][pos]!r} "
-            f"{table.probability[layer, pos, 0]:.2f}<br>"
+            f"layer {layer}, after {table.pieces[pos]!r}:<br>"
+            + ", ".join(
+                f"{item!r} {probability:.2f}"
+                for item, probability in zip(
+                    table.top_text[layer][pos],
+                    table.probability[layer, pos].tolist(),
+                    strict=True,
+                )
+            )
+            + "<br>"
             + ", ".join(
                 f"{label} {share:.2f}"
                 for label, share in sorted(
@@ -128,7 +141,9 @@ def lens_table(table: LensTable) -> "go.Figure":
         torch.stack([main[layer] for layer in rows]).double() + 0.5,
         [str(layer) for layer in rows],
         [f"{pos}: {piece}" for pos, piece in enumerate(table.pieces)],
-        text=[[_short(table.top_text[layer][pos]) for pos in range(positions)] for layer in rows],
+        text=[
+            [_short(table.top_text[layer][pos][0]) for pos in range(positions)] for layer in rows
+        ],
         hover="%{customdata}<extra></extra>",
         title="What each layer would say next; colour: its language",
     )

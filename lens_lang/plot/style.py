@@ -97,7 +97,7 @@ def panels(titles: list[str]) -> "tuple[go.Figure, list[tuple[int, int]]]":
         cols=columns,
         subplot_titles=titles,
         shared_yaxes=len(set(titles)) > 3,
-        vertical_spacing=0.12 if rows < 3 else 0.09,
+        vertical_spacing=min(0.12 if rows < 3 else 0.09, 0.5 / rows),
         horizontal_spacing=0.07,
     )
     return figure, [(n // columns + 1, n % columns + 1) for n in range(len(titles))]

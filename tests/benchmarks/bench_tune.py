@@ -10,7 +10,8 @@ beside as many random neurons of the same layers (Zhao et al. 2024, table 6). Do
 training sentences of the sample, the 142 filled cloze sentences of lens_lang's concepts without
 the ones asked for below, and `indonesian.txt`, 190 sentences written for this benchmark. Judged on
 the held-out sentences of all languages; and on a task in all languages, where a word must be found
-for a sentence (cloze): log-probability of the items with which the right word could begin.
+for a sentence (cloze): log-probability of the items with which the right word could begin, and
+whether the likeliest item is one of them.
 """
 
 import json
@@ -29,13 +30,12 @@ from lens_lang.collection import collect
 from lens_lang.concepts import BLANK, cloze_prompts, read_concepts
 from lens_lang.corpora import Corpora, sample_sentences
 from lens_lang.detect.lape import lape
+from lens_lang.evaluate.answers import AnswerScores, answer_scores
 from lens_lang.evaluate.nll import scored_positions
-from lens_lang.latent import latent_language, start_items
 from lens_lang.models import PACKAGED, load_model
 from lens_lang.neurons import NeuronSet, random_like
 from lens_lang.scoring import SCORED
 from lens_lang.sites import MLP_POST, n_layers, site_width
-from lens_lang.spelling import spell_vocabulary
 from lens_lang.stats import ActivationFrequency
 from lens_lang.tuning import Recipe, tune
 
@@ -61,16 +61,12 @@ def documents() -> list[str]:
     return texts
 
 
-def cloze(model: Any) -> dict[str, torch.Tensor]:
-    """By language, the log-probability of every right answer's beginnings."""
-    found = {}
-    for lang in sample_sentences():
-        prompts = cloze_prompts(read_concepts()[:ASKED], lang, pivot=lang)
-        starts = start_items(spell_vocabulary(model), [p.answers[lang] for p in prompts])
-        sets = [{lang: starts[prompt.answers[lang]]} for prompt in prompts]
-        answers = latent_language(model, prompts, [{"answer": each[lang]} for each in sets])
-        found[lang] = answers.probability[:, -1, 0].log()
-    return found
+def cloze(model: Any) -> AnswerScores:
+    """In every language, how well the model fills in the word that a sentence asks for."""
+    concepts = read_concepts()[:ASKED]
+    return answer_scores(
+        model, {lang: cloze_prompts(concepts, lang, pivot=lang) for lang in sample_sentences()}
+    )
 
 
 def enhance() -> None:
@@ -98,20 +94,12 @@ def enhance() -> None:
             name = "random" if seed else "own"
             for column in ("delta_nll", "ci_low", "ci_high"):
                 rows.append(frame[column].rename(f"{name} {column}"))
-            gains = {lang: after - before[lang] for lang, after in cloze(model).items()}
-            for what, value in (
-                ("cloze", {lang: float(gain.mean()) for lang, gain in gains.items()}),
-                ("cloze +-", {lang: 1.96 * error(gain) for lang, gain in gains.items()}),
-            ):
-                rows.append(pd.Series(value, name=f"{name} {what}"))
+            answers = cloze(model).change_from(before).set_index("language")
+            for column in ("delta", "ci_low", "ci_high", "accuracy_before", "accuracy"):
+                rows.append(answers[column].rename(f"{name} cloze {column}"))
             tuned.delta.remove(model)
             print(f"{count} documents, {name}: {seconds:.0f} s", flush=True)
         print(pd.DataFrame(rows).round(3).to_string(), flush=True)
-
-
-def error(values: torch.Tensor) -> float:
-    """Standard error of a mean."""
-    return float(values.std() / len(values) ** 0.5)
 
 
 def cost(kind: str) -> dict[str, float]:
