@@ -286,11 +286,16 @@ def tune(
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Held-out tokens a language, at most.")] = 320,
     controls: Annotated[int, typer.Option(help="Random sets trained alike.")] = 1,
+    cloze: Annotated[
+        int, typer.Option(help="Sentences a language to fill a word in, before and after.")
+    ] = 0,
     ctx_len: _CtxLen = 128,
     text_column: _Column = "text",
     as_json: _Json = False,
 ) -> None:
     """Train exactly a language's neurons; keep the change as a small file."""
+    from lens_lang.concepts import cloze_prompts, read_concepts
+    from lens_lang.evaluate.answers import answer_scores
     from lens_lang.models import load_model
     from lens_lang.neurons import LanguageNeurons
     from lens_lang.tuning import tune as train
@@ -299,13 +304,21 @@ def tune(
     files, judged = _files(text), _files(held_out)
     loaded = load_model(model)
     corpora = _corpora(loaded, files, ctx_len, None, text_column)[language]
+    read_too = _corpora(loaded, judged, 512, tokens, text_column, part=1)
+    concepts = read_concepts()[:cloze] if cloze > 0 else []
+    asked = {
+        lang: cloze_prompts(concepts, lang, pivot=lang)
+        for lang in read_too.languages
+        if concepts and lang in concepts[0].cloze
+    }
+    before = answer_scores(loaded, asked) if asked else None
     tuned = train(
         loaded,
         found,
         corpora,
         steps=steps,
         lr=lr,
-        held_out=_corpora(loaded, judged, 512, tokens, text_column, part=1),
+        held_out=read_too,
         controls=controls,
         run_dir=run_dir / f"tuning-{language}",
     )
@@ -314,6 +327,11 @@ def tune(
     assert tuned.held_out is not None  # it was given
     tuned.held_out.save(run_dir / f"tuned-{language}.safetensors")
     rows = tuned.held_out.to_frame().round(4).to_dict("records")
+    if before is not None:
+        answers = answer_scores(loaded, asked).change_from(before).round(4)
+        by_language = answers.set_index("language").to_dict("index")
+        for row in rows:
+            row.update({f"word {k}": v for k, v in by_language.get(row["language"], {}).items()})
     _print(rows, as_json, f"Change of held-out NLL in nats per token; weights in {delta}")
 
 

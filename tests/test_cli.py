@@ -17,7 +17,7 @@ import typer
 from conftest import D_MLP, LAYERS, LetterTokenizer, hf_model
 
 from lens_lang import cli
-from lens_lang.concepts import read_concepts, translation_prompts
+from lens_lang.concepts import Concept, read_concepts, translation_prompts
 from lens_lang.corpora import Corpora, sample_sentences
 from lens_lang.detect.baselines import lap, lave
 from lens_lang.detect.lape import lape
@@ -761,9 +761,17 @@ def test_tuning_exporting_and_applying(
     done("collect", folder, *texts, "--ctx-len", 32)
     done("detect", "lape", folder, "--top", 0.05)
     held_out = [x.replace("--text", "--held-out") if x == "--text" else x for x in texts]
-    options = ("--language", "French", "--steps", 3, "--lr", 0.01, "--ctx-len", 32)
+    plain = [  # the tokeniser of this test has ASCII only
+        Concept(fr, {"fr": fr, "en": en}, {"fr": f'"___" {n}', "en": f'"___" is {n}'})
+        for n, (fr, en) in enumerate([("chat", "cat"), ("chien", "dog"), ("roi", "king")] * 2)
+    ]
+    monkeypatch.setattr("lens_lang.concepts.read_concepts", lambda: plain)
+    options = ("--language", "French", "--steps", 3, "--lr", 0.01, "--ctx-len", 32, "--cloze", 4)
     rows = json.loads(done("tune", folder, *options, *texts, *held_out[:4], "--json"))
     assert [row["language"] for row in rows] == ["en", "fr"]
+    assert [row["word prompts"] for row in rows] == [4, 4]
+    assert all(row["word ci_low"] <= row["word delta"] <= row["word ci_high"] for row in rows)
+    assert any(row["word delta"] != 0 for row in rows)
     assert all(row["intervention"] == "tuned" for row in rows)
     delta = load(folder / "delta-French.safetensors")
     matrix = load(folder / "tuned-French.safetensors")
