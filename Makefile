@@ -36,7 +36,7 @@ bench-lens: $(VENV)/.ready  ## what reading layers by language costs
 	$(RUN)/python tests/benchmarks/bench_lens.py
 
 picture: $(VENV)/.ready  ## the README's picture, from the last demo (needs Chromium)
-	$(RUN)/python docs/picture.py runs/demo docs/perplexity.png
+	$(RUN)/python docs/picture.py effect runs/demo docs/perplexity.png
 
 lock: locks/tl4.txt locks/tl3.txt  ## write the lock files anew where the pins have changed
 

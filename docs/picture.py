@@ -1,4 +1,7 @@
-"""Draw the README's picture from a run folder: python docs/picture.py RUN_FOLDER PICTURE.png.
+"""Draw the pictures of README and docs.
+
+    python docs/picture.py effect RUN_FOLDER PICTURE.png   needs perplexity.safetensors there
+    python docs/picture.py layers RUN_FOLDER PICTURE.png   needs vocabulary.safetensors there
 
 Needs Chromium on the path, which takes the screenshot.
 """
@@ -8,16 +11,30 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from lens_lang import plot
-from lens_lang.evaluate.perplexity import PerplexityMatrix
+import lens_lang as ll
+
+SENTENCE = "Le livre est dans la maison de mon ami, et la fleur est sur la"
 
 
-def main() -> None:
-    """Write the figure to a page, and photograph it."""
-    run_dir, picture = Path(sys.argv[1]), Path(sys.argv[2])
-    figure = plot.perplexity_matrix(PerplexityMatrix.load(run_dir / "perplexity.safetensors"))
-    figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=820, height=470)
+def effect(run_dir: Path) -> Any:
+    """What switching each language's neurons off does."""
+    figure = ll.plot.perplexity_matrix(ll.PerplexityMatrix.load(run_dir / "perplexity.safetensors"))
+    return figure.update_layout(width=820, height=470)
+
+
+def layers(run_dir: Path) -> Any:
+    """What every layer of the packaged model would say next in a French sentence."""
+    model = ll.load_model("gemma-3-270m")
+    vocabulary = ll.VocabularyLanguages.load(run_dir / "vocabulary.safetensors")
+    figure = ll.plot.lens_table(ll.lens_table(model, SENTENCE, vocabulary))
+    return figure.update_layout(width=1250, height=700)
+
+
+def photograph(figure: Any, picture: Path) -> None:
+    """Write the figure to a page, and take its picture."""
+    figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         raise SystemExit("picture.py needs Chromium to take the screenshot")
@@ -33,7 +50,7 @@ def main() -> None:
                 "--disable-gpu",
                 "--hide-scrollbars",
                 f"--user-data-dir={scratch}/profile",
-                "--window-size=820,470",
+                f"--window-size={figure.layout.width},{figure.layout.height}",
                 "--virtual-time-budget=5000",
                 f"--screenshot={picture.resolve()}",
                 page.as_uri(),
@@ -41,6 +58,12 @@ def main() -> None:
             check=True,
             stderr=subprocess.DEVNULL,
         )
+
+
+def main() -> None:
+    """Draw what was asked for."""
+    what, run_dir, picture = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    photograph({"effect": effect, "layers": layers}[what](run_dir), picture)
 
 
 if __name__ == "__main__":

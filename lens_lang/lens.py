@@ -151,6 +151,8 @@ class LensTable:
         top: The likeliest items, the likeliest first; layer 0 are the embeddings.
         probability: Their probabilities.
         top_text: The same items as text; parts of characters as ``<0xE8>``.
+        top_label: The likeliest label of each of them: a place among the languages, or behind
+            them for *other*.
         share: Each language's share of the probability; the last column is *other*.
     """
 
@@ -159,6 +161,7 @@ class LensTable:
     top: Int[Tensor, "layer pos k"]
     probability: Float[Tensor, "layer pos k"]
     top_text: tuple[tuple[tuple[str, ...], ...], ...]
+    top_label: Int[Tensor, "layer pos k"]
     share: Float[Tensor, "layer pos lang_other"]
 
 
@@ -228,6 +231,7 @@ def lens_table(
             tuple(tuple(text(item) or f"[{item}]" for item in cell) for cell in row)
             for row in ids.tolist()
         ),
+        top_label=share.argmax(1)[ids],
         share=torch.cat(mass).view(layers, n_pos, -1),
     )
 

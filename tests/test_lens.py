@@ -515,6 +515,7 @@ def test_a_table_shows_the_likeliest_items_of_every_layer_and_position() -> None
     likeliest = chances.topk(3)
     assert torch.equal(table.top, likeliest.indices)
     assert (table.probability - likeliest.values).abs().max() < 1e-5
+    assert torch.equal(table.top_label, vocabulary.share.argmax(1)[table.top])
     assert (table.share - chances @ vocabulary.share.double()).abs().max() < 1e-5
     letters = LetterTokenizer().convert_ids_to_tokens
     assert table.pieces[1:] == tuple(letters(tokens[1:]))

@@ -100,6 +100,7 @@ def table() -> LensTable:
             (("c", "x"), ("a very long word", "second")),
             (("\n", "x"), ("f", "x")),
         ),
+        top_label=torch.tensor([[0, 0], [1, 1], [1, 0]])[..., None].expand(3, 2, 2),
         share=share,
     )
 

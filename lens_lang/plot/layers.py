@@ -102,12 +102,13 @@ def lens_table(table: LensTable) -> "go.Figure":
         table: From `lens_lang.lens.lens_table`.
 
     Returns:
-        A map, the last layer on top, with the likeliest item in each cell; its colour is the
-        likeliest language of the prediction, or grey for none. Hovering shows more items.
+        A map, the last layer on top, with the likeliest item in each cell, coloured by the
+        item's language, or grey for none. Hovering shows more items, and the languages of the
+        whole prediction. It is as wide as the prompt is long.
     """
     layers, positions, _ = table.share.shape
     labels = [*table.languages, OTHER]
-    main = table.share.argmax(-1)
+    main = table.top_label[..., 0]
     rows = list(range(layers - 1, -1, -1))
     steps = [
         (edge, colour_of(column, label))
@@ -145,19 +146,20 @@ def lens_table(table: LensTable) -> "go.Figure":
             [_short(table.top_text[layer][pos][0]) for pos in range(positions)] for layer in rows
         ],
         hover="%{customdata}<extra></extra>",
-        title="What each layer would say next; colour: its language",
+        title="What each layer would say next; colour: the language of that item",
     )
     figure.update_traces(
         customdata=details,
         colorscale=steps,
         zmin=0,
         zmax=len(labels),
-        textfont={"color": "white"},
+        textfont={"color": "white", "size": 11},
         colorbar={
             "tickvals": [column + 0.5 for column in range(len(labels))],
             "ticktext": labels,
         },
     )
+    figure.update_layout(width=max(700, 240 + 62 * positions))
     figure.update_xaxes(title="token", tickangle=-45)
     figure.update_yaxes(title="layer")
     return figure
