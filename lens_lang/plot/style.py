@@ -106,8 +106,9 @@ def panels(titles: list[str]) -> "tuple[go.Figure, list[tuple[int, int]]]":
 def finish_panels(figure: "go.Figure", title: str, count: int) -> None:
     """Set the style of a figure made by `panels`, with layers along its axes."""
     rows = -(-count // 3)
-    set_style(figure, title, 130 + 230 * rows)
-    figure.update_layout(legend={"orientation": "h", "y": -0.18 / rows}, margin={"t": 90})
+    set_style(figure, title, 180 + 230 * rows)
+    below = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
+    figure.update_layout(legend=below, margin={"t": 90, "b": 90})
     figure.update_annotations(font_size=13)
     figure.update_xaxes(gridcolor=AXIS, zeroline=False)
     for panel in range(max(0, count - 3), count):  # the lowest of each column
