@@ -11,19 +11,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageError
-from lens_lang.evaluate.significance import (
-    bootstrap_ratio,
-    bootstrap_weights,
-    percentile_interval,
-)
+from lens_lang.evaluate.significance import mean_interval
 from lens_lang.languages import find_language
 from lens_lang.storage import read_tensors, write_tensors
 from lens_lang.vocabulary import OTHER
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +78,7 @@ class LanguageCurve:
         return self.interval()
 
     def interval(
-        self, *, level: float = 0.95, resamples: int = _RESAMPLES, seed: int = 0
+        self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
     ) -> Float[Tensor, "group layer lang_other 2"]:
         """Return intervals of `mean`: prompts are drawn again, with replacement.
 
@@ -97,19 +91,17 @@ class LanguageCurve:
             Lower and upper ends; NaN for a single prompt. With few prompts the bootstrap's
             intervals are somewhat too narrow.
         """
-        found = []
-        for lang in self.groups:
-            values = self.values[self._members(lang)]
-            if len(values) < 2:  # one prompt says nothing of others
-                found.append(torch.full((*values.shape[1:], 2), float("nan")).double())
-                continue
-            weights = bootstrap_weights(
-                len(values), resamples=resamples, generator=torch.Generator().manual_seed(seed)
-            )
-            sizes = torch.ones(len(values), dtype=torch.float64)
-            drawn = bootstrap_ratio(values.movedim(0, -1), sizes, weights)
-            found.append(percentile_interval(drawn, level=level))
-        return torch.stack(found)
+        return torch.stack(
+            [
+                mean_interval(
+                    self.values[self._members(lang)].movedim(0, -1),
+                    level=level,
+                    resamples=resamples,
+                    seed=seed,
+                )
+                for lang in self.groups
+            ]
+        )
 
     def of(self, lang: str) -> "LanguageCurve":
         """Return the prompts of one language.

@@ -32,6 +32,7 @@ LEVELS: dict[str, int] = {
     "spelling": 2,
     "readout": 2,
     "regions": 3,
+    "energy": 3,
     "removal": 3,
     "removal_check": 3,
     "stats": 3,

@@ -15,11 +15,7 @@ from torch import Tensor
 
 from lens_lang.concepts import Prompt
 from lens_lang.errors import ActivationError, CorpusError, OptionError, ShapeError
-from lens_lang.evaluate.significance import (
-    bootstrap_ratio,
-    bootstrap_weights,
-    percentile_interval,
-)
+from lens_lang.evaluate.significance import mean_interval
 from lens_lang.languages import find_language
 from lens_lang.latent import start_items
 from lens_lang.lens import as_corpora, last_residuals, prepare
@@ -77,7 +73,7 @@ class AnswerScores:
             mine = [n for n, each in enumerate(self.languages) if each == lang]
             gains = self.log_probability[mine] - before.log_probability[mine]
             hits = self.correct[mine].double() - before.correct[mine].double()
-            (low, high), (hits_low, hits_high) = _intervals(torch.stack([gains, hits])).tolist()
+            (low, high), (hits_low, hits_high) = mean_interval(torch.stack([gains, hits])).tolist()
             rows.append(
                 {
                     "language": lang,
@@ -150,13 +146,3 @@ def answer_scores(
             correct[number] = int(row.argmax()) in items
     about = {"model": model_name(model), "fwd_hooks": hooked_names(model, fwd_hooks)}
     return AnswerScores(tuple(languages), scores, correct, about)
-
-
-def _intervals(values: Float[Tensor, "measure prompt"]) -> Float[Tensor, "measure 2"]:
-    count = values.shape[1]
-    if count < 2:
-        return torch.full((len(values), 2), float("nan"), dtype=torch.float64)
-    weights = bootstrap_weights(count, resamples=2000, generator=torch.Generator().manual_seed(0))
-    return percentile_interval(
-        bootstrap_ratio(values, torch.ones(count, dtype=torch.float64), weights)
-    )
