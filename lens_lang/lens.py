@@ -88,6 +88,7 @@ def language_curve(
     Raises:
         CorpusError: A prompt is empty, too long for the model, or tokenised for another one.
         LanguageError: A language is named twice, or `fwd_hooks` name one without prompts.
+        OptionError: An option is out of its range, or the corpora are a share of others.
         ShapeError: `vocabulary` was made for another model.
         SiteError: A hook point in `fwd_hooks` does not exist, or comes after the last block.
         ModelError: The model's logits are not read this way.
