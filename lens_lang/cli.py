@@ -449,17 +449,20 @@ def latent(
     ] = None,
     prompts: Annotated[int, typer.Option(help="At most so many prompts.")] = 48,
     neurons: Annotated[
-        str | None, typer.Option(help="Neuron file in the run folder: switch the target's off.")
+        str | None,
+        typer.Option(help="Neuron file in the run folder: the target's off, then random ones."),
     ] = None,
     as_json: _Json = False,
 ) -> None:
     """Measure in which language a word is on its way, layer by layer (Wendler et al. 2024)."""
+    import torch
+
     from lens_lang.concepts import cloze_prompts, read_concepts, translation_prompts
     from lens_lang.intervene import ablate
     from lens_lang.languages import language_tag
     from lens_lang.latent import latent_language, separable_prompts
     from lens_lang.models import load_model
-    from lens_lang.neurons import LanguageNeurons
+    from lens_lang.neurons import LanguageNeurons, random_like
 
     if prompts < 1:
         raise _bad(f"--prompts must be at least 1, got {prompts}")
@@ -470,29 +473,35 @@ def latent(
         if given is None
         else translation_prompts(concepts, given, asked)
     )
-    off = ablate(LanguageNeurons.load(out / f"{neurons}.safetensors")[asked]) if neurons else []
+    task = "cloze" if given is None else given
+    cases: dict[str, Any] = {f"latent-{task}-{asked}": []}
+    if neurons:
+        some = LanguageNeurons.load(out / f"{neurons}.safetensors")[asked]
+        random = random_like(some, generator=torch.Generator().manual_seed(0))
+        cases = {
+            f"latent-{task}-{asked}-{neurons}-off": ablate(some),
+            f"latent-{task}-{asked}-{neurons}-random": ablate(random),
+        }
     loaded = load_model(model)
     kept, sets = separable_prompts(loaded, made)
     _say(f"{len(kept)} of {len(made)} prompts have answers that begin differently")
-    found = latent_language(loaded, kept[:prompts], sets[:prompts], fwd_hooks=off)
-    task = "cloze" if given is None else given
-    found.save(out / f"latent-{task}-{asked}{f'-{neurons}-off' if neurons else ''}.safetensors")
-    rows: list[dict[Any, Any]] = [
-        {
-            "layer": layer,
-            **{lang: round(p, 4) for lang, p in zip(found.languages, mean, strict=True)},
-            "entropy": round(bits, 2),
-            "energy": round(energy, 3),
-        }
+    rows: list[dict[Any, Any]] = []
+    for name, hooks in cases.items():
+        found = latent_language(loaded, kept[:prompts], sets[:prompts], fwd_hooks=hooks)
+        found.save(out / f"{name}.safetensors")
+        means = (found.mean, found.entropy.mean(0), found.energy.mean(0))
         for layer, (mean, bits, energy) in enumerate(
-            zip(
-                found.mean.tolist(),
-                found.entropy.mean(0).tolist(),
-                found.energy.mean(0).tolist(),
-                strict=True,
+            zip(*(values.tolist() for values in means), strict=True)
+        ):
+            rows.append(
+                {
+                    "case": name,
+                    "layer": layer,
+                    **{lang: round(p, 4) for lang, p in zip(found.languages, mean, strict=True)},
+                    "entropy": round(bits, 2),
+                    "energy": round(energy, 3),
+                }
             )
-        )
-    ]
     _print(rows, as_json, "Probability of the word's beginnings, bits, token energy")
 
 

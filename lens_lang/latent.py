@@ -136,8 +136,8 @@ class LatentLanguages:
         probability: Of the items with which the word could begin; no distribution over
             languages. Layer 0 are the embeddings.
         entropy: Of the whole prediction, in bits.
-        energy: Token energy: the part of the residual stream in directions that tokens use,
-            relative to a random direction among them; 1 for a typical token's own direction.
+        energy: Token energy: 1 if the residual stream is as close to the tokens' directions as
+            they are to each other, in the mean square; 0 if it is orthogonal to all.
         provenance: Model, prompts and options, as JSON values.
     """
 

@@ -193,6 +193,8 @@ def lens_table(
         ShapeError: `vocabulary` was made for another model.
         SiteError: A hook point in `fwd_hooks` does not exist, or comes after the last block.
         ModelError: The model's logits are not read this way.
+        OptionError: `top_k` is out of its range.
+        ActivationError: NaN or infinity.
     """
     if not 1 <= top_k <= int(model.cfg.d_vocab):
         raise OptionError(f"top_k must be between 1 and {model.cfg.d_vocab}, got {top_k}")
@@ -385,11 +387,11 @@ def _layer_shares(
     norm: bool,
 ) -> Float[Tensor, "layer row lang_other"]:
     flat = resid.flatten(0, 1)
+    weights = share.to(resid.device)  # once, not with every chunk
     found = []
     with torch.inference_mode():
         for some in chunks(model, len(flat)):
-            logits = read_logits(model, flat[some], norm=norm)
-            weights = share.to(logits.device)
+            logits = read_logits(model, flat[some], norm=norm).to(weights.device)
             if top_k is None:
                 read = _mass(logits, weights)
                 _check_finite(model, read)

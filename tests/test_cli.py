@@ -739,7 +739,10 @@ def test_the_latent_language_of_words(
     done(*common, "--neurons", "lape")
     off = load(run_dir / "latent-cloze-fr-lape-off.safetensors")
     assert isinstance(off, LatentLanguages)
-    assert off.provenance["fwd_hooks"]
+    random = load(run_dir / "latent-cloze-fr-lape-random.safetensors")
+    assert isinstance(random, LatentLanguages)
+    assert off.provenance["fwd_hooks"] == random.provenance["fwd_hooks"] != []
+    assert not torch.equal(off.probability, random.probability)
     assert "has nothing in 'de'" in refused("latent", run_dir, "--target", "de", "--words", words)
 
 
