@@ -516,25 +516,57 @@ class Corpora:
         return rows
 
     def _batch(
-        self, lang: str, docs: Documents, rows: list[tuple[int, int, int]], padding_side: str
+        self,
+        lang: str,
+        docs: Documents,
+        rows: list[tuple[int, int, int]],
+        padding_side: Literal["left", "right"],
     ) -> TokenBatch:
-        bos = int(self.bos_id is not None)
-        longest = max(end - start for start, end, _ in rows) + bos
-        tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
-        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-        attended = torch.zeros_like(mask)
-        for row, (start, end, _) in enumerate(rows):
-            first = 0 if padding_side == "right" else longest - (end - start) - bos
-            last = first + bos + end - start
-            tokens[row, first + bos : last] = docs.tokens[start:end]
-            attended[row, first:last] = True
-            mask[row, first + bos : last] = True
-            if self.bos_id is not None:
-                tokens[row, first] = self.bos_id
-                mask[row, first] = self.count_bos
-        numbers = torch.tensor([document for _, _, document in rows])
-        padded = None if bool(attended.all()) else attended
-        return TokenBatch(tokens, mask, lang, padded, numbers)
+        return padded_batch(
+            [docs.tokens[start:end] for start, end, _ in rows],
+            language=lang,
+            numbers=[document for _, _, document in rows],
+            bos_id=self.bos_id,
+            count_bos=self.count_bos,
+            padding_side=padding_side,
+        )
+
+
+def padded_batch(
+    rows: Sequence[Int[Tensor, "_"]],
+    *,
+    language: str,
+    numbers: Sequence[int],
+    bos_id: int | None,
+    count_bos: bool = False,
+    padding_side: Literal["left", "right"] = "right",
+) -> TokenBatch:
+    """Lay rows of tokens beside each other, BOS in front, padded to the longest.
+
+    Args:
+        rows: Token ids of each row.
+        language: Of all rows.
+        numbers: The document that each row comes from.
+        bos_id: Put in front of every row; None puts nothing there.
+        count_bos: Whether statistics count BOS.
+        padding_side: Where shorter rows are padded.
+    """
+    bos = int(bos_id is not None)
+    longest = max(len(row) for row in rows) + bos
+    tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    attended = torch.zeros_like(mask)
+    for place, row in enumerate(rows):
+        first = 0 if padding_side == "right" else longest - len(row) - bos
+        last = first + bos + len(row)
+        tokens[place, first + bos : last] = row
+        attended[place, first:last] = True
+        mask[place, first + bos : last] = True
+        if bos_id is not None:
+            tokens[place, first] = bos_id
+            mask[place, first] = count_bos
+    padded = None if bool(attended.all()) else attended
+    return TokenBatch(tokens, mask, language, padded, torch.tensor(list(numbers)))
 
 
 def sample_sentences() -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lens_lang.readout import final_scale
 from lens_lang.sites import HookedModel
 
 
@@ -71,7 +72,7 @@ def unembedding_gram(model: HookedModel) -> UnembeddingGram:
     """
     weight = model.W_U  # type: ignore[attr-defined]
     d_model, d_vocab = weight.shape
-    scale, centred = _final_scale(model, d_model, weight)
+    scale, centred = final_scale(model, d_model, weight)
     gram = torch.zeros(d_model, d_model, dtype=torch.float64)
     step = max(1, 2**24 // d_model)
     with torch.inference_mode():
@@ -80,20 +81,3 @@ def unembedding_gram(model: HookedModel) -> UnembeddingGram:
             rows = rows - rows.mean(1, keepdim=True) if centred else rows
             gram += UnembeddingGram.of_rows(rows).gram.cpu()
     return UnembeddingGram(gram.float(), d_vocab)
-
-
-def _final_scale(
-    model: HookedModel, d_model: int, like: Tensor
-) -> tuple[Float[Tensor, "d_model"], bool]:
-    """What the final norm multiplies by, and whether it subtracts the mean first."""
-    up = (d_model + 1) // 2
-    probe = torch.ones(d_model, dtype=like.dtype, device=like.device)
-    probe[up:] = -up / max(d_model - up, 1)  # mean 0
-    probe = probe / probe.float().square().mean().sqrt().to(like.dtype)  # length of a norm's output
-    with torch.inference_mode():
-        norm = model.ln_final  # type: ignore[attr-defined]
-        rows = torch.stack([probe, -probe, torch.ones_like(probe)])
-        plus, minus, ones = norm(rows[None])[0].float()
-    bias = (plus + minus) / 2
-    scale = (plus - minus) / 2 / probe.float()
-    return scale, bool((ones - bias).norm() < 0.1 * scale.norm())

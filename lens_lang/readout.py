@@ -121,3 +121,28 @@ def check_before_readout(model: HookedModel, fwd_hooks: FwdHooks) -> None:
                 f"{name!r} comes after the last block, and the residual stream is read there: the "
                 "hook would have no effect. Hook a block instead"
             )
+
+
+def final_scale(
+    model: HookedModel, d_model: int, like: Tensor
+) -> tuple[Float[Tensor, "d_model"], bool]:
+    """Return what the final norm multiplies by, and whether it subtracts the mean first.
+
+    Measured, because architectures store it differently: Gemma as a difference from 1.
+
+    Args:
+        model: The model.
+        d_model: Width of the residual stream.
+        like: A tensor of the unembedding's dtype and device.
+    """
+    up = (d_model + 1) // 2
+    probe = torch.ones(d_model, dtype=like.dtype, device=like.device)
+    probe[up:] = -up / max(d_model - up, 1)  # mean 0
+    probe = probe / probe.float().square().mean().sqrt().to(like.dtype)  # length of a norm's output
+    with torch.inference_mode():
+        norm = model.ln_final  # type: ignore[attr-defined]
+        rows = torch.stack([probe, -probe, torch.ones_like(probe)])
+        plus, minus, ones = norm(rows[None])[0].float()
+    bias = (plus + minus) / 2
+    scale = (plus - minus) / 2 / probe.float()
+    return scale, bool((ones - bias).norm() < 0.1 * scale.norm())

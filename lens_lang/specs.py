@@ -67,7 +67,8 @@ class Reading:
         values: What each hook received, batch and position first; padding is among them.
         mask: True at the positions that count: no padding, and BOS only if the corpora say so.
         token_ids: What was read; padding holds 0. None where a spec is tried without text.
-        language: The language of every row.
+        language: The language of every row; ``mul`` where rows are of several.
+        documents: For each row the document, or the aligned example, that it comes from.
     """
 
     layer: int
@@ -75,6 +76,7 @@ class Reading:
     mask: Bool[Tensor, "batch pos"]
     token_ids: Int[Tensor, "batch pos"] | None = None
     language: str = ""
+    documents: Int[Tensor, "batch"] | None = None
     _tokens: dict[Site, Tensor] = field(default_factory=dict, repr=False)
 
     def tokens(self, site: Site) -> Float[Tensor, "token neuron"]:
@@ -135,4 +137,49 @@ class BoundSpec(Protocol[ResultT]):
         self, sums: Mapping[str, Mapping[str, Tensor]], n_tokens: Mapping[str, int]
     ) -> ResultT:
         """Make the result from the stacked sums of every language."""
+        ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a statistic of aligned examples knows of them before it is collected.
+
+    Attributes:
+        languages: In which every example is given; rows come in this order, example by example.
+        names: One per example.
+        answers: For each example, the first token of its answer in each language; empty if the
+            examples ask for nothing.
+    """
+
+    languages: tuple[str, ...]
+    names: tuple[str, ...]
+    answers: tuple[tuple[int, ...], ...] = ()
+
+
+@runtime_checkable
+class ParallelSpec(Protocol[ResultT]):
+    """What `collect_parallel` asks of a statistic of examples given in several languages."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def bind_examples(self, model: HookedModel, examples: Examples) -> "BoundParallelSpec[ResultT]":
+        """Fit the spec to a model and to the examples."""
+        ...
+
+
+@runtime_checkable
+class BoundParallelSpec(Protocol[ResultT]):
+    """A spec that knows its model and its examples."""
+
+    @property
+    def sites(self) -> Sequence[Site]:
+        """What `update` must be given."""
+        ...
+
+    def update(self, sums: Sums, reading: Reading) -> None:
+        """Add one layer of a batch: every language of an example, example after example."""
+        ...
+
+    def result(self, sums: Mapping[str, Tensor]) -> ResultT:
+        """Make the result from the stacked sums."""
         ...

@@ -59,7 +59,9 @@ def read_documents(path: str | Path, *, text_column: str = "text") -> Iterator[s
     rows = (
         _parquet_rows(path, text_column)
         if kind == ".parquet"
-        else {".txt": _lines, ".jsonl": _json_rows, ".csv": _csv_rows}[kind](path, text_column)
+        else text_lines(path)
+        if kind == ".txt"
+        else {".jsonl": _json_rows, ".csv": _csv_rows}[kind](path, text_column)
     )
     for row in rows:
         document = row.strip()
@@ -113,8 +115,15 @@ def _field(row: Any, column: str, where: str) -> str:
     return value
 
 
-def _lines(path: Path, text_column: str = "") -> Iterator[str]:  # noqa: ARG001
-    """Yield decoded lines, so that a bad byte can be named by its line."""
+def text_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 text file, gzipped or not.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CorpusError: It cannot be read, or is not UTF-8; the message names the line.
+    """
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -134,7 +143,7 @@ def _lines(path: Path, text_column: str = "") -> Iterator[str]:  # noqa: ARG001
 
 
 def _json_rows(path: Path, text_column: str) -> Iterator[str]:
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
         try:
@@ -148,7 +157,7 @@ def _csv_rows(path: Path, text_column: str) -> Iterator[str]:
     # Documents may be longer than the reader's default limit of 128 KiB for a field.
     csv.field_size_limit(2**31 - 1)
     try:
-        for number, row in enumerate(csv.DictReader(_lines(path), strict=True), 2):
+        for number, row in enumerate(csv.DictReader(text_lines(path), strict=True), 2):
             yield _field(row, text_column, f"{path}, row {number}")
     except csv.Error as error:
         raise CorpusError(f"{path} is not readable CSV: {error}") from error

@@ -15,7 +15,7 @@ from conftest import VOCAB, hf_model, random_documents, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lens_lang import collection
+from lens_lang import passes, run_folder
 from lens_lang.collection import collect
 from lens_lang.corpora import Corpora
 from lens_lang.detect.lape import lape
@@ -226,7 +226,7 @@ class TestRunFolder:
     def interrupted(
         self, monkeypatch: pytest.MonkeyPatch, after: int, error: type[BaseException]
     ) -> None:
-        original = collection._Passes.sum
+        original = passes.Passes.sum
         calls = {"n": 0}
 
         def sum_or_die(self: Any, batch: Any) -> Any:
@@ -235,7 +235,7 @@ class TestRunFolder:
                 raise error
             return original(self, batch)
 
-        monkeypatch.setattr(collection._Passes, "sum", sum_or_die)
+        monkeypatch.setattr(passes.Passes, "sum", sum_or_die)
 
     @pytest.mark.lane
     @pytest.mark.parametrize("after", [0, 1, 3, 4, 7])
@@ -251,14 +251,14 @@ class TestRunFolder:
                 collect(llama, corpora, *specs, batch_size=1, run_dir=tmp_path)
         ran = 0
         with pytest.MonkeyPatch.context() as patch:
-            original = collection._Passes.sum
+            original = passes.Passes.sum
 
             def counting(self: Any, batch: Any) -> Any:
                 nonlocal ran
                 ran += 1
                 return original(self, batch)
 
-            patch.setattr(collection._Passes, "sum", counting)
+            patch.setattr(passes.Passes, "sum", counting)
             resumed = collect(llama, corpora, *specs, batch_size=1, run_dir=tmp_path)
         assert ran == 8 - after  # nothing is done twice
         assert torch.equal(resumed[0].count, whole[0].count)
@@ -338,7 +338,7 @@ class TestRunFolder:
                 run_dir=tmp_path,
                 batch_size=1,
             )
-        run = collection._RunFolder(tmp_path)
+        run = run_folder.RunFolder(tmp_path)
         assert run.read("en").n_batches == 2
         assert run.read("fr").n_batches == 1
 
@@ -348,16 +348,16 @@ class TestRunFolder:
             import sys, time
             sys.path.insert(0, sys.argv[2])
             import conftest
-            from lens_lang import collection
+            from lens_lang import collection, passes
             from lens_lang.corpora import Corpora
             from lens_lang.stats import ActivationFrequency, MeanActivation
-            collection._SECONDS_BETWEEN_SAVES = 0.0
-            original = collection._Passes.sum
+            passes._SECONDS_BETWEEN_SAVES = 0.0
+            original = passes.Passes.sum
             def slowly(self, batch):
                 if sys.argv[3] == "slow":
                     time.sleep(0.15)
                 return original(self, batch)
-            collection._Passes.sum = slowly
+            passes.Passes.sum = slowly
             docs = {x: conftest.random_documents([9] * 12, seed=ord(x)) for x in "ab"}
             collection.collect(
                 conftest.tiny("llama"), Corpora.from_tokens(docs, bos_id=1),

@@ -24,7 +24,7 @@ from lens_lang.concepts import (
     repetition_prompts,
     translation_prompts,
 )
-from lens_lang.energy import UnembeddingGram, _final_scale, token_energy, unembedding_gram
+from lens_lang.energy import UnembeddingGram, token_energy, unembedding_gram
 from lens_lang.errors import (
     ActivationError,
     CorpusError,
@@ -40,6 +40,7 @@ from lens_lang.latent import (
     start_items,
 )
 from lens_lang.models import bridge
+from lens_lang.readout import final_scale
 from lens_lang.sites import RESID_POST
 from lens_lang.spelling import spell_pieces
 
@@ -254,7 +255,7 @@ def test_token_directions_are_what_moves_the_logits(any_model: Any) -> None:
             return any_model.unembed(any_model.ln_final(vector[None, None]))[0, 0]
 
     weight = any_model.W_U.T.float()
-    norm_scale, centred = _final_scale(any_model, d_model, any_model.W_U)
+    norm_scale, centred = final_scale(any_model, d_model, any_model.W_U)
     rows = weight * norm_scale
     rows = rows - rows.mean(1, keepdim=True) if centred else rows
     moved = (linear(unit) - linear(-unit)) / 2

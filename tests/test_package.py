@@ -26,6 +26,10 @@ LEVELS: dict[str, int] = {
     "corpora": 2,
     "neurons": 2,
     "specs": 2,
+    "questions": 2,
+    "parallel": 3,
+    "run_folder": 3,
+    "passes": 4,
     "attention": 2,
     "concepts": 2,
     "identification": 2,
@@ -36,8 +40,9 @@ LEVELS: dict[str, int] = {
     "removal": 3,
     "removal_check": 3,
     "stats": 3,
+    "patterns": 4,
     "weights": 3,
-    "collection": 3,
+    "collection": 5,
     "formats": 3,
     "models": 3,
     "delta": 4,
@@ -53,6 +58,7 @@ LEVELS: dict[str, int] = {
     "detect.baselines": 5,
     "detect.lape": 5,
     "detect.plnd": 5,
+    "detect.sharing": 5,
     "evaluate.nll": 5,
     "evaluate.perplexity": 5,
     "evaluate.significance": 1,
@@ -65,9 +71,23 @@ LEVELS: dict[str, int] = {
     "plot.neurons": 8,
     "plot.style": 8,
     "results": 8,
-    "page": 9,
-    "demo": 10,
-    "cli": 11,
+    "sections.effect": 9,
+    "sections.layers": 9,
+    "sections.measured": 9,
+    "sections.neurons": 9,
+    "sections.section": 9,
+    "page": 10,
+    "demo": 11,
+    "cli.__main__": 12,
+    "cli.detecting": 12,
+    "cli.judging": 12,
+    "cli.keeping": 12,
+    "cli.layers": 12,
+    "cli.measuring": 12,
+    "cli.options": 12,
+    "cli.printing": 12,
+    "cli.program": 12,
+    "cli.reporting": 12,
 }
 NEVER_IMPORT = {"detect": ("collection", "corpora"), "intervene": ("collection", "corpora")}
 ONLY_INSIDE_FUNCTIONS = ("transformer_lens", "plotly", "circuitsvis", "ray", "py3langid", "lingua")
@@ -196,7 +216,7 @@ def test_nobody_inside_imports_the_package_root() -> None:
 
 
 def test_folders_are_no_modules_with_code_of_their_own() -> None:
-    for folder in ("detect", "evaluate"):
+    for folder in ("detect", "evaluate", "sections"):
         body = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8")).body
         assert [type(node) for node in body] == [ast.Expr]  # a docstring
 

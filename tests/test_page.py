@@ -19,7 +19,8 @@ from lens_lang.heads import HeadAttention
 from lens_lang.importance import Importance
 from lens_lang.latent import LatentLanguages
 from lens_lang.neurons import LanguageNeurons, NeuronSet
-from lens_lang.page import read_results, report, why_not
+from lens_lang.page import read_results, report
+from lens_lang.sections.effect import why_not
 from lens_lang.sites import ATTN_K, ATTN_Q, MLP_POST
 from lens_lang.stats import Frequency
 

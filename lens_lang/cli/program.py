@@ -1,0 +1,69 @@
+"""The program: its commands in their order, and how it ends."""
+
+import signal
+import sys
+from typing import Any
+
+import typer
+
+from lens_lang.cli.detecting import detect_lap, detect_lape, detect_lave, detect_plnd
+from lens_lang.cli.judging import demo, evaluate
+from lens_lang.cli.keeping import apply_delta, convert, export, tune
+from lens_lang.cli.layers import latent, lens
+from lens_lang.cli.measuring import collect, info
+from lens_lang.cli.reporting import report
+from lens_lang.errors import LensLangError
+
+app = typer.Typer(
+    name="lens-lang",
+    help="Find, switch and judge the neurons that carry languages in a language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help is instant; the rich one costs as much again
+    pretty_exceptions_enable=False,
+)
+app.command()(demo)
+app.command()(collect)
+app.command()(evaluate)
+app.command()(tune)
+app.command()(export)
+app.command("apply")(apply_delta)
+app.command()(lens)
+app.command()(latent)
+app.command()(report)
+app.command()(info)
+app.command()(convert)
+
+detect_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Find language neurons in a run folder's statistics.",
+)
+detect_app.command("lape")(detect_lape)
+detect_app.command("lap")(detect_lap)
+detect_app.command("lave")(detect_lave)
+detect_app.command("plnd")(detect_plnd)
+app.add_typer(detect_app, name="detect")
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C, under a name that typer does not catch before we can say what it means."""
+
+
+def _interrupt(signum: int, frame: Any) -> None:  # noqa: ARG001
+    raise _Interrupted
+
+
+def main() -> None:
+    """Run the command line."""
+    before = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app()
+    except LensLangError as error:
+        sys.stderr.write(f"lens-lang: {error}\n")
+        raise SystemExit(2) from None
+    except _Interrupted:
+        sys.stderr.write("lens-lang: interrupted; the same command continues from what was saved\n")
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, before)

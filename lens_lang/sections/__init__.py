@@ -1,0 +1,1 @@
+"""The parts of the page: one function per result, which says what it shows."""

@@ -1,0 +1,36 @@
+"""A part of the page, and how it writes a number with its interval."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page.
+
+    Attributes:
+        title: Its heading.
+        text: Paragraphs under the heading.
+        columns: The table's heads; empty for no table.
+        rows: The table's cells.
+        figures: Figures as JSON for plotly.
+    """
+
+    title: str
+    text: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+
+
+def change_with_interval(value: float, low: float, high: float) -> str:
+    """Signed, to three places; empty where it was not measured."""
+    if value != value:  # not measured
+        return ""
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def share_with_interval(value: Any, ci: Any) -> str:
+    """To two places, with the two ends that ``ci`` holds."""
+    low, high = ci.tolist()
+    return f"{float(value):.2f} [{low:.2f}, {high:.2f}]"
