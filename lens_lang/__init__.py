@@ -17,7 +17,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lens_lang import formats, models, plot
-    from lens_lang.collection import collect
+    from lens_lang.attribute.cards import (
+        NeuronCard,
+        neuron_card,
+    )
+    from lens_lang.attribute.categories import (
+        CategoryContribution,
+        CategoryContributions,
+    )
+    from lens_lang.attribute.gradients import (
+        gradient_attribution,
+    )
+    from lens_lang.attribute.scores import (
+        NeuronScores,
+        contribution,
+        effective_score,
+    )
+    from lens_lang.collection import (
+        collect,
+        collect_parallel,
+    )
     from lens_lang.concepts import (
         Concept,
         Prompt,
@@ -26,13 +45,37 @@ if TYPE_CHECKING:
         repetition_prompts,
         translation_prompts,
     )
-    from lens_lang.corpora import Corpora, TokenBatch, sample_sentences
-    from lens_lang.curves import LanguageCurve
-    from lens_lang.delta import Delta
-    from lens_lang.detect.baselines import lap, lave, random_neurons
-    from lens_lang.detect.lape import LapeVariant, activation_entropy, lape
-    from lens_lang.detect.plnd import plnd
-    from lens_lang.documents import Documents
+    from lens_lang.corpora import (
+        Corpora,
+        TokenBatch,
+        sample_sentences,
+    )
+    from lens_lang.curves import (
+        LanguageCurve,
+    )
+    from lens_lang.delta import (
+        Delta,
+    )
+    from lens_lang.detect.baselines import (
+        lap,
+        lave,
+        random_neurons,
+    )
+    from lens_lang.detect.lape import (
+        LapeVariant,
+        activation_entropy,
+        lape,
+    )
+    from lens_lang.detect.plnd import (
+        plnd,
+    )
+    from lens_lang.detect.sharing import (
+        Sharing,
+        sharing,
+    )
+    from lens_lang.documents import (
+        Documents,
+    )
     from lens_lang.errors import (
         ActivationError,
         CorpusError,
@@ -45,28 +88,103 @@ if TYPE_CHECKING:
         SiteError,
         StorageError,
     )
-    from lens_lang.evaluate.answers import AnswerScores, answer_scores
-    from lens_lang.evaluate.nll import DocumentNLL
-    from lens_lang.evaluate.perplexity import PerplexityMatrix, perplexity_matrix
-    from lens_lang.exporting import export
-    from lens_lang.heads import HeadAttention, HeadPattern, head_set, random_heads
-    from lens_lang.identification import LangidIdentifier, LinguaIdentifier
-    from lens_lang.importance import Importance
-    from lens_lang.intervene import ablate, add, matched_control, replace, scale, steer
-    from lens_lang.languages import language_tag
+    from lens_lang.evaluate.answers import (
+        AnswerScores,
+        answer_scores,
+    )
+    from lens_lang.evaluate.categories import (
+        CategoryEffect,
+        PerExample,
+        category_effect,
+        sharing_and_accuracy,
+    )
+    from lens_lang.evaluate.nll import (
+        DocumentNLL,
+    )
+    from lens_lang.evaluate.perplexity import (
+        PerplexityMatrix,
+        perplexity_matrix,
+    )
+    from lens_lang.exporting import (
+        export,
+    )
+    from lens_lang.heads import (
+        HeadAttention,
+        HeadPattern,
+        head_set,
+        random_heads,
+    )
+    from lens_lang.identification import (
+        LangidIdentifier,
+        LinguaIdentifier,
+    )
+    from lens_lang.importance import (
+        Importance,
+    )
+    from lens_lang.intervene import (
+        ablate,
+        add,
+        matched_control,
+        replace,
+        scale,
+        steer,
+    )
+    from lens_lang.languages import (
+        language_tag,
+    )
     from lens_lang.latent import (
         LatentLanguages,
         latent_language,
         separable_prompts,
         single_token_concepts,
     )
-    from lens_lang.lens import LensTable, language_curve, lens_table
-    from lens_lang.models import load_model
-    from lens_lang.neurons import LanguageNeurons, NeuronSet, random_like
-    from lens_lang.page import report
-    from lens_lang.regions import Regions
-    from lens_lang.results import load
-    from lens_lang.scoring import PLNDImportance
+    from lens_lang.lens import (
+        LensTable,
+        language_curve,
+        lens_table,
+    )
+    from lens_lang.models import (
+        load_model,
+    )
+    from lens_lang.neurons import (
+        LanguageNeurons,
+        NeuronSet,
+        random_like,
+    )
+    from lens_lang.page import (
+        report,
+    )
+    from lens_lang.parallel import (
+        ParallelCorpora,
+    )
+    from lens_lang.patterns import (
+        SharingPattern,
+        SharingPatterns,
+    )
+    from lens_lang.questions import (
+        Question,
+        Template,
+        demonstrated,
+        inference_template,
+        read_edits,
+        read_entailment,
+        read_facts,
+        read_questions,
+        read_relations,
+        stream_questions,
+    )
+    from lens_lang.regions import (
+        Regions,
+    )
+    from lens_lang.results import (
+        load,
+    )
+    from lens_lang.rows import (
+        ablate_rows,
+    )
+    from lens_lang.scoring import (
+        PLNDImportance,
+    )
     from lens_lang.sites import (
         ATTN_K,
         ATTN_Q,
@@ -81,14 +199,29 @@ if TYPE_CHECKING:
         Site,
         preflight,
     )
-    from lens_lang.stats import ActivationFrequency, Activations, Frequency, MeanActivation
-    from lens_lang.tuning import Recipe, Tuned, tune
-    from lens_lang.vocabulary import VocabularyLanguages
+    from lens_lang.stats import (
+        ActivationFrequency,
+        Activations,
+        Frequency,
+        MeanActivation,
+    )
+    from lens_lang.tuning import (
+        Recipe,
+        Tuned,
+        tune,
+    )
+    from lens_lang.vocabulary import (
+        VocabularyLanguages,
+    )
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "collection": ("collect",),
+    "attribute.cards": ("NeuronCard", "neuron_card"),
+    "attribute.categories": ("CategoryContribution", "CategoryContributions"),
+    "attribute.gradients": ("gradient_attribution",),
+    "attribute.scores": ("NeuronScores", "contribution", "effective_score"),
+    "collection": ("collect", "collect_parallel"),
     "concepts": (
         "Concept",
         "Prompt",
@@ -103,6 +236,7 @@ _HOMES = {
     "detect.baselines": ("lap", "lave", "random_neurons"),
     "detect.lape": ("LapeVariant", "activation_entropy", "lape"),
     "detect.plnd": ("plnd",),
+    "detect.sharing": ("Sharing", "sharing"),
     "documents": ("Documents",),
     "errors": (
         "ActivationError",
@@ -117,6 +251,12 @@ _HOMES = {
         "StorageError",
     ),
     "evaluate.answers": ("AnswerScores", "answer_scores"),
+    "evaluate.categories": (
+        "CategoryEffect",
+        "PerExample",
+        "category_effect",
+        "sharing_and_accuracy",
+    ),
     "evaluate.nll": ("DocumentNLL",),
     "evaluate.perplexity": ("PerplexityMatrix", "perplexity_matrix"),
     "exporting": ("export",),
@@ -125,18 +265,28 @@ _HOMES = {
     "importance": ("Importance",),
     "intervene": ("ablate", "add", "matched_control", "replace", "scale", "steer"),
     "languages": ("language_tag",),
-    "latent": (
-        "LatentLanguages",
-        "latent_language",
-        "separable_prompts",
-        "single_token_concepts",
-    ),
+    "latent": ("LatentLanguages", "latent_language", "separable_prompts", "single_token_concepts"),
     "lens": ("LensTable", "language_curve", "lens_table"),
     "models": ("load_model",),
     "neurons": ("LanguageNeurons", "NeuronSet", "random_like"),
     "page": ("report",),
+    "parallel": ("ParallelCorpora",),
+    "patterns": ("SharingPattern", "SharingPatterns"),
+    "questions": (
+        "Question",
+        "Template",
+        "demonstrated",
+        "inference_template",
+        "read_edits",
+        "read_entailment",
+        "read_facts",
+        "read_questions",
+        "read_relations",
+        "stream_questions",
+    ),
     "regions": ("Regions",),
     "results": ("load",),
+    "rows": ("ablate_rows",),
     "scoring": ("PLNDImportance",),
     "sites": (
         "ATTN_K",

@@ -9,19 +9,27 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
+from lens_lang.attribute.categories import CategoryContributions
 from lens_lang.curves import LanguageCurve
 from lens_lang.errors import MissingExtraError, StorageError
+from lens_lang.evaluate.categories import CategoryEffect
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.heads import HeadAttention
 from lens_lang.importance import Importance
 from lens_lang.latent import LatentLanguages
 from lens_lang.neurons import LanguageNeurons
+from lens_lang.patterns import SharingPatterns
 from lens_lang.results import Result, load
 from lens_lang.sections.effect import effect_section
 from lens_lang.sections.layers import curve_section, heads_section, latent_section
 from lens_lang.sections.measured import measured_section
 from lens_lang.sections.neurons import neurons_section
 from lens_lang.sections.section import Section
+from lens_lang.sections.sharing import (
+    category_effect_section,
+    contributions_section,
+    sharing_section,
+)
 from lens_lang.stats import Activations, Frequency
 from lens_lang.storage import replacing
 
@@ -115,6 +123,12 @@ def _sections(results: Mapping[Path, Result]) -> list[Section]:
             made.append(latent_section(path.stem, result))
         elif isinstance(result, HeadAttention):
             made.append(heads_section(result))
+        elif isinstance(result, SharingPatterns):
+            made.append(sharing_section(path.stem, result))
+        elif isinstance(result, CategoryContributions):
+            made.append(contributions_section(path.stem, result))
+        elif isinstance(result, CategoryEffect):
+            made.append(category_effect_section(path.stem, result))
     statistics = [
         r for r in results.values() if isinstance(r, Frequency | Activations | Importance)
     ]

@@ -33,7 +33,7 @@ _TOLERANCE = 1e-4
 def read_logits(
     model: HookedModel, resid: Float[Tensor, "row d_model"], *, norm: bool = True
 ) -> Float[Tensor, "row d_vocab"]:
-    """Return the logits of residual-stream vectors, in float32. For all at once: see `chunks`.
+    """Return the logits of residual-stream vectors, at least in float32. For many: see `chunks`.
 
     Args:
         model: The model.
@@ -47,7 +47,8 @@ def read_logits(
     # Norms of TransformerLens want batch, position and d_model.
     rows = resid[None]
     rows = model.ln_final(rows) if norm else rows  # type: ignore[attr-defined]
-    logits = model.unembed(rows)[0].float()  # type: ignore[attr-defined]
+    logits = model.unembed(rows)[0]  # type: ignore[attr-defined]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     transform = getattr(getattr(model, "adapter", None), "apply_output_logits_transform", None)
     if callable(transform):  # a bridge: Gemma's cap, Granite's and Cohere's scale
         return transform(logits)

@@ -3,14 +3,17 @@
 from pathlib import Path
 from typing import Any, get_args
 
+from lens_lang.attribute.categories import CategoryContributions
 from lens_lang.curves import LanguageCurve
 from lens_lang.delta import Delta
 from lens_lang.errors import StorageError, near_misses
+from lens_lang.evaluate.categories import CategoryEffect
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.heads import HeadAttention
 from lens_lang.importance import Importance
 from lens_lang.latent import LatentLanguages
 from lens_lang.neurons import LanguageNeurons
+from lens_lang.patterns import SharingPatterns
 from lens_lang.stats import Activations, Frequency
 from lens_lang.storage import read_tensors
 from lens_lang.vocabulary import VocabularyLanguages
@@ -26,6 +29,9 @@ Result = (
     | VocabularyLanguages
     | LanguageCurve
     | LatentLanguages
+    | SharingPatterns
+    | CategoryContributions
+    | CategoryEffect
 )
 """Everything that has ``save``."""
 

@@ -76,6 +76,43 @@ def detect_plnd(
     _keep(neurons, run_dir / "plnd.safetensors", as_json)
 
 
+def detect_sharing(
+    run_dir: RunDir,
+    min_share: Annotated[
+        float, typer.Option(help="Share of the examples in which a neuron is of a kind.")
+    ] = 1.0,
+    threshold: Annotated[
+        float | None, typer.Option(help="Fires above this; without, the first measured.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Which neurons all languages share, some share, one has, none uses (Wang et al. 2024)."""
+    from lens_lang.detect.sharing import sharing
+    from lens_lang.patterns import SharingPatterns
+
+    patterns = SharingPatterns.load(run_dir / "sharingpatterns.safetensors")
+    found = sharing(patterns, threshold=threshold, min_share=min_share)
+    path = run_dir / "sharing.safetensors"
+    found.neurons().save(path)
+    table = found.to_frame().round(4)
+    rows = table.to_dict("records")
+    if not as_json:
+        wide = table.pivot(index="layer", columns="category", values=["share", "consistent"])
+        rows = [
+            {
+                "layer": layer,
+                **{
+                    (category if what == "share" else f"{category} in every"): f"{value:.3f}"
+                    for (what, category), value in row.items()
+                },
+            }
+            for layer, row in wide.iterrows()
+        ]
+    print_rows(
+        rows, as_json, f"Shares of a layer's neurons, {patterns.n_examples} examples; {path}"
+    )
+
+
 def _keep(neurons: "LanguageNeurons", path: Path, as_json: bool) -> None:
     neurons.save(path)
     rows = [

@@ -9,6 +9,8 @@ from lens_lang.errors import OptionError
 
 if TYPE_CHECKING:
     from lens_lang.corpora import Corpora
+    from lens_lang.parallel import ParallelCorpora
+    from lens_lang.questions import Question
 
 RunDir = Annotated[Path, typer.Argument(help="Run folder, as `collect` made it.")]
 Model = Annotated[str, typer.Option(help="gemma-3-270m, a folder, or a hub id.")]
@@ -22,6 +24,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 CtxLen = Annotated[int, typer.Option(help="Tokens per row, BOS included.")]
 Column = Annotated[str, typer.Option(help="Column that holds the text.")]
 Neurons = Annotated[str, typer.Option(help="Neuron file in the run folder.")]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="facts or entailment, of lens_lang or =FILE; xnli from the hub; relations=FOLDER of "
+        "mParaRel or mLAMA; edits=FILE[,FILE] of MzsRE."
+    ),
+]
+Instruction = Annotated[str, typer.Option(help="Of entailment: en, or native in each language.")]
+Demonstrations = Annotated[
+    int, typer.Option(help="Solved questions in front of each, the same in every language.")
+]
+Languages = Annotated[
+    str | None, typer.Option(help="With commas; without, all that every example is given in.")
+]
+Items = Annotated[int | None, typer.Option(help="At most so many examples, evenly chosen.")]
 Top = Annotated[float, typer.Option(help="Share of all neurons to select.")]
 
 
@@ -68,3 +85,53 @@ def share_of(shard: str) -> tuple[int, int]:
     if not (slash and index.isdecimal() and count.isdecimal()):
         raise OptionError(f"--shard takes INDEX/COUNT, such as 0/4, got {shard!r}")
     return int(index), int(count)
+
+
+def questions_of(
+    task: str, instruction: str, demonstrations: int, languages: str | None, items: int | None
+) -> "list[Question]":
+    """The questions of a task named on the command line."""
+    from lens_lang import questions
+    from lens_lang.errors import near_misses
+
+    kind, equals, source = task.partition("=")
+    path = Path(source) if equals else None
+    if instruction not in ("en", "native"):
+        raise OptionError(f"--instruction must be en or native, got {instruction!r}")
+    if kind == "facts":
+        found = questions.read_facts(path)
+    elif kind == "entailment":
+        template = questions.inference_template("native" if instruction == "native" else "en")
+        found = (
+            questions.read_entailment(instruction="native" if instruction == "native" else "en")
+            if path is None
+            else questions.read_questions(path, template)
+        )
+    elif kind == "xnli" and path is None:
+        template = questions.inference_template("native" if instruction == "native" else "en")
+        found = questions.stream_questions("facebook/xnli", template, config="all_languages")
+    elif kind == "relations" and path is not None:
+        if languages is None:
+            raise OptionError("--task relations needs --languages, such as en,fr,zh")
+        found = questions.read_relations(path, languages.split(","))
+    elif kind == "edits" and path is not None:
+        found = questions.read_edits(source.split(","))
+    else:
+        known = ("facts", "entailment", "xnli", "relations=FOLDER", "edits=FILE")
+        raise OptionError(
+            f"--task takes {', '.join(known)}, got {task!r}{near_misses(kind, known)}"
+        )
+    found = questions.demonstrated(found, demonstrations) if demonstrations else found
+    if items is None or items >= len(found):
+        return found
+    if items < 1:
+        raise OptionError(f"--items must be at least 1, got {items}")
+    return [found[place * len(found) // items] for place in range(items)]
+
+
+def examples_of(model: Any, asked: "list[Question]", languages: str | None) -> "ParallelCorpora":
+    """Questions as examples, in the languages named on the command line."""
+    from lens_lang.parallel import ParallelCorpora
+
+    chosen = None if languages is None else [each.strip() for each in languages.split(",")]
+    return ParallelCorpora.from_questions(asked, model, languages=chosen)

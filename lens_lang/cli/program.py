@@ -6,7 +6,14 @@ from typing import Any
 
 import typer
 
-from lens_lang.cli.detecting import detect_lap, detect_lape, detect_lave, detect_plnd
+from lens_lang.cli.attributing import attribute
+from lens_lang.cli.detecting import (
+    detect_lap,
+    detect_lape,
+    detect_lave,
+    detect_plnd,
+    detect_sharing,
+)
 from lens_lang.cli.judging import demo, evaluate
 from lens_lang.cli.keeping import apply_delta, convert, export, tune
 from lens_lang.cli.layers import latent, lens
@@ -30,6 +37,7 @@ app.command()(export)
 app.command("apply")(apply_delta)
 app.command()(lens)
 app.command()(latent)
+app.command()(attribute)
 app.command()(report)
 app.command()(info)
 app.command()(convert)
@@ -43,6 +51,7 @@ detect_app.command("lape")(detect_lape)
 detect_app.command("lap")(detect_lap)
 detect_app.command("lave")(detect_lave)
 detect_app.command("plnd")(detect_plnd)
+detect_app.command("sharing")(detect_sharing)
 app.add_typer(detect_app, name="detect")
 
 

@@ -14,8 +14,16 @@ from lens_lang.plot.layers import (
     token_languages,
 )
 from lens_lang.plot.neurons import depth_profile, neurons_per_layer, overlap
+from lens_lang.plot.sharing import (
+    category_contributions,
+    category_effect,
+    shared_and_right,
+    sharing,
+)
 
 __all__ = [
+    "category_contributions",
+    "category_effect",
     "depth_profile",
     "head_attention",
     "language_curve",
@@ -25,5 +33,7 @@ __all__ = [
     "neurons_per_layer",
     "overlap",
     "perplexity_matrix",
+    "shared_and_right",
+    "sharing",
     "token_languages",
 ]

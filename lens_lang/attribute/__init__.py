@@ -1,0 +1,1 @@
+"""What single neurons contribute: to the residual stream, to an answer, by gradients."""

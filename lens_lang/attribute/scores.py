@@ -1,0 +1,381 @@
+"""How much each MLP neuron contributes at the last token of a prompt (Wang et al. 2024).
+
+The contribution score of a neuron is the length of what it writes into the residual stream; its
+effective score for a token is what that adds to the token's score directly, with no layer between.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lens_lang.attention import widened
+from lens_lang.attribute.writing import (
+    TokenVector,
+    Writing,
+    check_writing,
+    norm_scale,
+    token_vectors,
+)
+from lens_lang.collection import weights_digest
+from lens_lang.corpora import Corpora, TokenBatch
+from lens_lang.errors import ActivationError, OptionError, ShapeError
+from lens_lang.lens import Prompts, as_corpora, prepare
+from lens_lang.parallel import ParallelCorpora
+from lens_lang.patterns import at_last_token, last_tokens
+from lens_lang.sites import (
+    MLP_POST,
+    RESID_POST,
+    FwdHooks,
+    HookedModel,
+    Site,
+    hooked_names,
+    model_name,
+    n_layers,
+    run_until,
+)
+from lens_lang.specs import Reading
+from lens_lang.storage import versions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Answers = Sequence[str] | Sequence[int] | Int[Tensor, "prompt"] | None
+"""One per prompt: text, of which the first token counts, or the token itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronScores:
+    """One number per prompt and neuron.
+
+    Attributes:
+        languages: The language of each prompt.
+        values: The scores.
+        change: Where scores should add up to something in each layer, what that is; None elsewhere.
+        site: Site of the neurons.
+        provenance: Model, method and options, as JSON values.
+    """
+
+    languages: tuple[str, ...]
+    values: Float[Tensor, "prompt layer neuron"]
+    change: Float[Tensor, "prompt layer"] | None = None
+    site: Site = MLP_POST
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.languages) != len(self.values):
+            raise ShapeError(
+                f"{len(self.languages)} languages and scores of {len(self.values)} prompts"
+            )
+
+    @property
+    def completeness_error(self) -> Float[Tensor, "prompt layer"]:
+        """How far the scores of a layer are from adding up, relative to what they should.
+
+        Raises:
+            OptionError: These scores are not meant to add up to anything.
+        """
+        if self.change is None:
+            raise OptionError(
+                "Only integrated gradients add up to a change: gradient_attribution(..., "
+                "method='integrated_gradients')"
+            )
+        return (self.values.double().sum(-1) - self.change).abs() / self.change.abs()
+
+    def highest(self, count: int) -> Bool[Tensor, "prompt layer neuron"]:
+        """Return the neurons of highest score, so many in every layer.
+
+        Args:
+            count: How many; Wang et al. (2024) take 800 of 16,384.
+
+        Raises:
+            OptionError: There are not so many.
+        """
+        if not 1 <= count <= self.values.shape[-1]:
+            raise OptionError(f"count must be between 1 and {self.values.shape[-1]}, got {count}")
+        best = self.values.topk(count, dim=-1).indices
+        return torch.zeros_like(self.values, dtype=torch.bool).scatter_(-1, best, True)
+
+    def top(self, count: int = 10) -> "pd.DataFrame":
+        """Return each prompt's neurons of highest score, over all layers.
+
+        Args:
+            count: How many a prompt.
+
+        Returns:
+            One row per prompt and neuron: prompt, language, layer, neuron, score.
+        """
+        import pandas as pd
+
+        if not 1 <= count <= self.values[0].numel():
+            raise OptionError(f"count must be between 1 and {self.values[0].numel()}, got {count}")
+        best = self.values.flatten(1).topk(count, dim=1)
+        width = self.values.shape[-1]
+        rows = [
+            {
+                "prompt": prompt,
+                "language": self.languages[prompt],
+                "layer": place // width,
+                "neuron": place % width,
+                "score": score,
+            }
+            for prompt, (scores, places) in enumerate(
+                zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            )
+            for score, place in zip(scores, places, strict=True)
+        ]
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        prompts, layers, neurons = self.values.shape
+        method = self.provenance.get("method", "scores")
+        return f"NeuronScores({method}: {prompts} prompts, {layers} layers of {neurons})"
+
+
+def contribution(
+    model: HookedModel,
+    prompts: Prompts | ParallelCorpora,
+    *,
+    fwd_hooks: FwdHooks = (),
+    batch_size: int = 8,
+) -> NeuronScores:
+    """Return the length of what each MLP neuron writes at the last token of each prompt.
+
+    |m| * ||v||, with m what goes into the down-projection and v the neuron's row of W_out (Wang et
+    al. 2024, section 3). Where a norm follows the MLP, which the paper's models do not have, v is
+    multiplied by its gain and divided by its scale at that token.
+
+    Args:
+        model: The model.
+        prompts: Texts by language, or of no stated language; corpora; or parallel examples.
+        fwd_hooks: Interventions under which to measure.
+        batch_size: Prompts per forward pass.
+
+    Returns:
+        One score per prompt and neuron: 4 bytes for each, so a thousand prompts of a model with
+        30 layers of 16,384 fill 2 GB; `CategoryContribution` sums instead.
+
+    Raises:
+        CorpusError: A prompt is empty, too long, or tokenised for another model.
+        SiteError: A hook point in `fwd_hooks` does not exist.
+        ModelError: The model's neurons do not add up to what its MLPs add.
+        ActivationError: NaN or infinity.
+    """
+    texts = texts_of(model, prompts)
+    layers = check_writing(model)
+
+    def score(read: Mapping[Site, Tensor], layer: int, numbers: Tensor) -> Tensor:  # noqa: ARG001
+        each = layers[layer]
+        lengths = widened(read[MLP_POST]).abs() * each.lengths
+        return lengths / each.divisor(read)
+
+    values = _at_last_tokens(model, texts, layers, score, fwd_hooks, batch_size)
+    return _scores(model, texts, values, fwd_hooks, {"method": "contribution"})
+
+
+def effective_score(
+    model: HookedModel,
+    prompts: Prompts | ParallelCorpora,
+    answers: Answers = None,
+    *,
+    vector: TokenVector = "unembedding",
+    final_norm: bool = False,
+    fwd_hooks: FwdHooks = (),
+    batch_size: int = 8,
+) -> NeuronScores:
+    """Return what each MLP neuron adds directly to an answer's score at the last token.
+
+    m * <e, v>, with e the vector of the answer's first token (Wang et al. 2024, section 3).
+
+    Args:
+        model: The model.
+        prompts: Texts by language, or of no stated language; corpora; or parallel examples.
+        answers: One per prompt, language after language; None takes the examples' own. Of a text
+            the first token counts, tokenised by itself: give ``" Paris"`` where a space precedes.
+        vector: ``"unembedding"``, or ``"embedding"`` as the released code has it.
+        final_norm: Through the final norm, its scale at that token held fixed. The scores of all
+            layers, with biases, attention and embedding, then add up to the answer's logit (less
+            the norm's own bias, and before a soft cap).
+        fwd_hooks: Interventions under which to measure.
+        batch_size: Prompts per forward pass.
+
+    Returns:
+        One score per prompt and neuron.
+
+    Raises:
+        OptionError: There is not one answer per prompt, or no such vector or token.
+        CorpusError: A prompt is empty, too long, or tokenised for another model.
+        SiteError: A hook point in `fwd_hooks` does not exist.
+        ModelError: The model's neurons do not add up to what its MLPs add.
+        ActivationError: NaN or infinity.
+    """
+    texts = texts_of(model, prompts)
+    tokens = answer_tokens(model, prompts, answers, len_texts(texts))
+    vectors = token_vectors(model, tokens, vector=vector, final_norm=final_norm)
+    layers = check_writing(model)
+    if final_norm:
+        vectors = vectors / _final_scales(model, texts, fwd_hooks, batch_size).to(vectors.device)
+
+    def score(read: Mapping[Site, Tensor], layer: int, numbers: Tensor) -> Tensor:
+        each = layers[layer]
+        reads = each.read_by(vectors[numbers.to(vectors.device)])
+        return widened(read[MLP_POST]) * reads / each.divisor(read)
+
+    values = _at_last_tokens(model, texts, layers, score, fwd_hooks, batch_size)
+    options = {"method": "effective score", "vector": vector, "final_norm": final_norm}
+    return _scores(model, texts, values, fwd_hooks, options)
+
+
+def texts_of(model: Any, prompts: Prompts | ParallelCorpora) -> Corpora:
+    """Return prompts as corpora with one row a prompt."""
+    return (
+        prompts.by_language if isinstance(prompts, ParallelCorpora) else as_corpora(model, prompts)
+    )
+
+
+def len_texts(texts: Corpora) -> int:
+    """Return how many prompts there are, in all languages."""
+    return sum(len(docs) for docs in texts.documents.values())
+
+
+def prompt_languages(texts: Corpora) -> tuple[str, ...]:
+    """Return the language of every prompt, language after language."""
+    return tuple(lang for lang, docs in texts.documents.items() for _ in range(len(docs)))
+
+
+def answer_tokens(
+    model: Any, prompts: Prompts | ParallelCorpora, answers: Answers, count: int
+) -> Int[Tensor, "prompt"]:
+    """Return the token of every prompt's answer.
+
+    Raises:
+        OptionError: There is not one answer per prompt.
+    """
+    if answers is None:
+        if not isinstance(prompts, ParallelCorpora) or prompts.answers is None:
+            raise OptionError("These prompts have no answers of their own: give one for each")
+        return prompts.answers.T.flatten()
+    if isinstance(answers, str) or len(answers) != count:
+        raise OptionError(
+            f"answers must be one per prompt, {count} in all, got "
+            f"{'one string' if isinstance(answers, str) else len(answers)}"
+        )
+    if isinstance(answers, Tensor):
+        return answers.long()
+    tokens = []
+    for answer in answers:
+        ids = [answer] if isinstance(answer, int) else _token_ids(model, answer)
+        if not ids:
+            raise OptionError(f"The answer {answer!r} has no token")
+        tokens.append(ids[0])
+    return torch.tensor(tokens)
+
+
+def batches_with_numbers(
+    texts: Corpora, batch_size: int
+) -> Iterator[tuple[TokenBatch, Int[Tensor, "batch"]]]:
+    """Yield batches, and the place of each row among all prompts."""
+    starts, total = {}, 0
+    for lang, docs in texts.documents.items():
+        starts[lang] = total
+        total += len(docs)
+    for batch in texts.batches(batch_size):
+        yield batch, batch.documents + starts[batch.language]
+
+
+def _token_ids(model: Any, text: str) -> list[int]:
+    return list(model.tokenizer([text], add_special_tokens=False)["input_ids"][0])
+
+
+def _at_last_tokens(
+    model: HookedModel,
+    texts: Corpora,
+    layers: Sequence[Writing],
+    score: Any,
+    fwd_hooks: FwdHooks,
+    batch_size: int,
+) -> Float[Tensor, "prompt layer neuron"]:
+    """Score every neuron at the last token of every prompt."""
+    prepare(model, texts, fwd_hooks)
+    width = len(layers[0].matrix)
+    values = torch.zeros(len_texts(texts), len(layers), width, dtype=layers[0].bias.dtype)
+    for batch, numbers in batches_with_numbers(texts, batch_size):
+        held: dict[int, dict[Site, Tensor]] = {}
+
+        def read(activations: Tensor, hook: Any, site: Site, layer: int) -> None:
+            # one layer at a time: the values of the other tokens are not kept
+            reading = Reading(layer, {site: activations}, batch.mask)  # noqa: B023
+            held.setdefault(layer, {})[site] = at_last_token(reading, site)  # noqa: B023
+            if len(held[layer]) == len(layers[layer].sites):  # noqa: B023
+                values[numbers, layer] = score(held.pop(layer), layer, numbers).cpu()  # noqa: B023
+
+        readers = [
+            (site.at(layer), partial(read, site=site, layer=layer))
+            for layer, each in enumerate(layers)
+            for site in each.sites
+        ]
+        run_until(
+            model,
+            batch.tokens,
+            attention_mask=batch.attention_mask,
+            fwd_hooks=fwd_hooks,
+            readers=readers,
+        )
+    if not bool(torch.isfinite(values.sum())):
+        raise ActivationError(f"{model_name(model)} gave NaN or infinite activations on a prompt")
+    return values
+
+
+def _final_scales(
+    model: HookedModel, texts: Corpora, fwd_hooks: FwdHooks, batch_size: int
+) -> Float[Tensor, "prompt 1"]:
+    """What the final norm divides by at the last token of every prompt."""
+    site = RESID_POST.at(n_layers(model) - 1)
+    found: list[Tensor] = []
+    for batch, _ in batches_with_numbers(texts, batch_size):
+
+        def read(resid: Tensor, hook: Any) -> None:
+            last = last_tokens(Reading(0, {}, batch.mask)).to(resid.device)  # noqa: B023
+            rows = resid[torch.arange(len(resid), device=resid.device), last]
+            found.append(norm_scale(model, rows).cpu())
+
+        run_until(
+            model,
+            batch.tokens,
+            attention_mask=batch.attention_mask,
+            fwd_hooks=fwd_hooks,
+            readers=[(site, read)],
+        )
+    return torch.cat(found)
+
+
+def _scores(
+    model: HookedModel,
+    texts: Corpora,
+    values: Float[Tensor, "prompt layer neuron"],
+    fwd_hooks: FwdHooks,
+    options: Mapping[str, Any],
+) -> NeuronScores:
+    return NeuronScores(
+        prompt_languages(texts),
+        values,
+        provenance=scores_provenance(model, texts, fwd_hooks, options),
+    )
+
+
+def scores_provenance(
+    model: HookedModel, texts: Corpora, fwd_hooks: FwdHooks, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Say where scores come from."""
+    return {
+        "model": model_name(model),
+        "weights": weights_digest(model),
+        "prompts": texts.describe(),
+        "fwd_hooks": hooked_names(model, fwd_hooks),
+        **options,
+        "versions": versions(),
+    }
