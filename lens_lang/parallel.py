@@ -7,6 +7,7 @@ batch keeps them together.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from lens_lang.corpora import Corpora, TokenBatch, padded_batch, sample_sentences
 from lens_lang.documents import Documents, TokenisingModel, bos_token, tokenise, tokenizer_of
-from lens_lang.errors import CorpusError, LanguageError, OptionError
+from lens_lang.errors import CorpusError, LanguageError, OptionError, near_misses
 from lens_lang.languages import distinct_languages, find_language, language_tag
 from lens_lang.questions import Question, space_between
 from lens_lang.specs import Examples
@@ -46,16 +47,12 @@ class ParallelCorpora:
     answers: Int[Tensor, "example lang"] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if len(distinct_languages(self.documents)) < 2:
-            raise LanguageError(
-                "Sharing is between languages: examples need at least 2, got "
-                f"{', '.join(self.documents)}"
-            )
+        _check_several(self.documents)
         if not self.names:
             raise CorpusError("There is no example")
-        if len(set(self.names)) < len(self.names):
-            twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise CorpusError(f"Two examples are called {twice!r}")
+        (name, times) = Counter(self.names).most_common(1)[0]
+        if times > 1:
+            raise CorpusError(f"{'Two' if times == 2 else times} examples are called {name!r}")
         for lang, docs in self.documents.items():
             if len(docs) != len(self.names):
                 raise CorpusError(
@@ -65,6 +62,12 @@ class ParallelCorpora:
             empty = (docs.lengths == 0).nonzero().flatten().tolist()
             if empty:
                 raise CorpusError(f"Example {self.names[empty[0]]!r} is empty in {lang!r}")
+        shape = (len(self.names), len(self.documents))
+        if self.answers is not None and tuple(self.answers.shape) != shape:
+            raise CorpusError(
+                f"answers must be one token per example and language, {shape[0]} x {shape[1]}, "
+                f"got {list(self.answers.shape)}"
+            )
         object.__setattr__(self, "documents", MappingProxyType(dict(self.documents)))
 
     @classmethod
@@ -89,8 +92,9 @@ class ParallelCorpora:
             One example per question.
 
         Raises:
-            CorpusError: There is no question, or only some have answers.
-            LanguageError: A question lacks a language, or they share fewer than two.
+            CorpusError: There is no question, one is empty, or only some have answers.
+            LanguageError: A question lacks a language, they share fewer than two, or one of
+                those asked for is unknown or given twice.
         """
         if not questions:
             raise CorpusError("There is no question")
@@ -98,7 +102,7 @@ class ParallelCorpora:
             first = questions[0].languages
             tags = [lang for lang in first if all(lang in each.prompts for each in questions)]
         else:
-            tags = [language_tag(name) for name in languages]
+            tags = list(distinct_languages(language_tag(name) for name in languages))
             for each in questions:
                 missing = [tag for tag in tags if tag not in each.prompts]
                 if missing:
@@ -106,12 +110,20 @@ class ParallelCorpora:
                         f"Question {each.name!r} is not given in {', '.join(missing)}: leave the "
                         "question or the language out"
                     )
-        answered = [each for each in questions if all(tag in each.answers for tag in tags)]
-        if answered and len(answered) < len(questions):
-            lacking = next(each.name for each in questions if each not in answered)
-            raise CorpusError(f"Question {lacking!r} has no answer, and others have")
+        _check_several(tags)
+        answered = any(tag in each.answers for each in questions for tag in tags)
+        for each in questions if answered else ():
+            missing = [tag for tag in tags if not each.answers.get(tag, "").strip()]
+            if missing:
+                raise CorpusError(
+                    f"Question {each.name!r} has no answer in {', '.join(missing)}, and others "
+                    "have: answer all questions in all languages, or none"
+                )
         tokenizer = tokenizer_of(model)
-        documents = {tag: _tokenised(tokenizer, questions, tag) for tag in tags}
+        documents = {
+            tag: _tokenised(tokenizer, questions, [each.prompts[tag] for each in questions], tag)
+            for tag in tags
+        }
         answers = None
         if answered:
             answers = torch.stack(
@@ -151,16 +163,17 @@ class ParallelCorpora:
         """
         if any(isinstance(each, str) for each in texts.values()):
             raise CorpusError("The texts of a language are one string: give a list")
-        named = {language_tag(lang): list(each) for lang, each in texts.items()}
-        if len(named) < len(texts):
-            raise LanguageError(f"A language is given twice: {', '.join(texts)}")
+        tags = distinct_languages(language_tag(name) for name in texts)
+        named = {tag: list(each) for tag, each in zip(tags, texts.values(), strict=True)}
         counts = {lang: len(each) for lang, each in named.items()}
         if len(set(counts.values())) > 1:
             raise CorpusError(
                 "Parallel text must have as many sentences in every language, got "
                 + ", ".join(f"{lang} {n}" for lang, n in counts.items())
             )
-        number = next(iter(counts.values()), 0)
+        number = counts[tags[0]]
+        if not number:
+            raise CorpusError("There is no sentence")
         called = [str(n) for n in range(number)] if names is None else list(names)
         if len(called) != number:
             raise CorpusError(f"{number} sentences need as many names, got {len(called)}")
@@ -191,24 +204,22 @@ class ParallelCorpora:
             The examples.
 
         Raises:
-            CorpusError: Languages have different numbers of examples, or one is empty.
+            CorpusError: Languages have different numbers of examples, or one is empty or no list
+                of token ids.
+            LanguageError: There are fewer than two languages.
 
         Examples:
             >>> ParallelCorpora.from_tokens({"en": [[5, 9]], "fr": [[7]]}).languages
             ('en', 'fr')
         """
-        joined = {
-            lang: Documents.join([torch.tensor(list(doc)) for doc in docs], [0] * len(docs))
-            for lang, docs in documents.items()
-        }
-        number = len(next(iter(joined.values()), []))
+        joined = Corpora.from_tokens(documents, bos_id=bos_id).documents
+        number = len(next(iter(joined.values())))
         called = [str(n) for n in range(number)] if names is None else list(names)
-        given = None if answers is None else torch.tensor([list(each) for each in answers])
-        if given is not None and given.shape != (number, len(joined)):
-            raise CorpusError(
-                f"answers must be one token per example and language, {number} x {len(joined)}, "
-                f"got {list(given.shape)}"
-            )
+        given = None
+        if answers is not None:
+            if len({len(each) for each in answers}) > 1:
+                raise CorpusError("answers must be one token per example and language")
+            given = torch.tensor([list(each) for each in answers], dtype=torch.int64)
         return cls(tuple(called), joined, bos_id=bos_id, answers=given)
 
     @classmethod
@@ -220,11 +231,14 @@ class ParallelCorpora:
         Args:
             model: Whose tokeniser to use.
             languages: Which languages; None takes all nine.
+
+        Raises:
+            LanguageError: A language is not among them, or given twice.
         """
         sentences = sample_sentences()
         known = list(sentences)
         wanted = known if languages is None else [known[find_language(x, known)] for x in languages]
-        return cls.from_texts({lang: sentences[lang] for lang in wanted}, model)
+        return cls.from_texts({lang: sentences[lang] for lang in distinct_languages(wanted)}, model)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -239,7 +253,8 @@ class ParallelCorpora:
     @property
     def digest(self) -> str:
         """Fingerprint of names, languages, tokens and answers."""
-        about = [self.names, self.languages, self.bos_id]
+        sizes = [len(docs.tokens) for docs in self.documents.values()]
+        about = [self.names, self.languages, self.bos_id, sizes, self.answers is not None]
         digest = hashlib.sha256(json.dumps(about).encode())
         for docs in self.documents.values():
             for tensor in (docs.tokens, docs.ends):
@@ -269,7 +284,7 @@ class ParallelCorpora:
     def __getitem__(self, name: str | int) -> "ParallelCorpora":
         """Return one example, by its name or its place."""
         if isinstance(name, str) and name not in self.names:
-            raise CorpusError(f"There is no example {name!r}")
+            raise CorpusError(f"There is no example {name!r}{near_misses(name, self.names)}")
         number = self.names.index(name) if isinstance(name, str) else range(len(self))[name]
         return self.select([number])
 
@@ -282,7 +297,7 @@ class ParallelCorpora:
 
     def select(self, numbers: Sequence[int]) -> "ParallelCorpora":
         """Return some of the examples, in the given order."""
-        numbers = list(numbers)
+        numbers = [range(len(self))[number] for number in numbers]  # -1 is the last
         return replace(
             self,
             names=tuple(self.names[n] for n in numbers),
@@ -336,15 +351,23 @@ class ParallelCorpora:
             )
 
 
-def _tokenised(tokenizer: Any, questions: Sequence[Question], lang: str) -> Documents:
-    empty = [each.name for each in questions if not each.prompts[lang]]
-    if not empty:
-        docs = tokenise(
-            tokenizer, [each.prompts[lang] for each in questions], limit=None, lang=lang
+def _check_several(languages: Iterable[str]) -> None:
+    if len(tags := distinct_languages(languages)) < 2:
+        raise LanguageError(
+            f"Sharing is between languages: examples need at least 2, got {', '.join(tags)}"
         )
-        if len(docs) == len(questions):
-            return docs
-    raise CorpusError(f"Example {empty[0] if empty else 'of no token'!r} is empty in {lang!r}")
+
+
+def _tokenised(
+    tokenizer: Any, questions: Sequence[Question], texts: Sequence[str], lang: str
+) -> Documents:
+    """One text per question as tokens, none of them empty."""
+    docs = tokenise(tokenizer, texts, limit=None, lang=lang)
+    if len(docs) < len(texts):  # those without a token were left out
+        sizes = map(len, tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+        empty = next(each.name for each, size in zip(questions, sizes, strict=True) if not size)
+        raise CorpusError(f"Example {empty!r} is empty in {lang!r}")
+    return docs
 
 
 def _first_tokens(
@@ -356,12 +379,12 @@ def _first_tokens(
     """
     answers = [space_between(each.prompts[lang], lang) + each.answers[lang] for each in questions]
     both = [each.prompts[lang] + answer for each, answer in zip(questions, answers, strict=True)]
-    alone = tokenise(tokenizer, answers, limit=None, lang=lang)
-    if len(alone) < len(questions):
-        raise CorpusError(f"An answer in {lang!r} is empty")
     found = []
     for prompt, whole, answer in zip(
-        prompts, tokenise(tokenizer, both, limit=None, lang=lang), alone, strict=True
+        prompts,
+        _tokenised(tokenizer, questions, both, lang),
+        _tokenised(tokenizer, questions, answers, lang),
+        strict=True,
     ):
         follows = len(whole) > len(prompt) and torch.equal(whole[: len(prompt)], prompt)
         found.append(int(whole[len(prompt)] if follows else answer[0]))

@@ -9,22 +9,40 @@ language's own.
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
-from lens_lang.errors import CorpusError, OptionError, near_misses
-from lens_lang.languages import language_tag
+from lens_lang.errors import CorpusError, LanguageError, OptionError, near_misses
+from lens_lang.languages import distinct_languages, language_tag
 from lens_lang.texts import text_lines
 
 Texts = Mapping[str, str]
 """One text per language."""
 
 _WITHOUT_SPACES = ("ja", "zh", "yue", "th", "lo", "km", "my")
-_OPENING = "([{«„“‘「『（《"
+_CLOSING = {
+    "(": ")",
+    "[": "]",
+    "{": "}",
+    "«": "»",
+    "„": "“",
+    "“": "”",
+    "‘": "’",
+    "「": "」",
+    "『": "』",
+    "（": "）",
+    "《": "》",
+}
+_CLOSES_TOO = {"“": "„", "‘": "‚", "«": "»"}
+"""German and its neighbours close with what others open with: „so“, ‚so‘, »so«."""
+_ENDS_OF_SENTENCES = " .。．!！?？؟।"
+
+_tag = lru_cache(4096)(language_tag)
 
 
 @dataclass(frozen=True)
@@ -83,18 +101,23 @@ class Template:
         """The placeholders, in the order in which they first appear.
 
         Raises:
-            OptionError: A brace is open, or a placeholder has no name.
+            OptionError: A brace is open, or a placeholder is more or less than a column's name.
         """
         texts = [self.prompt] if isinstance(self.prompt, str) else list(self.prompt.values())
         found: dict[str, None] = {}
         for text in texts:
             try:
-                names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
-            except ValueError as error:
+                parts = list(Formatter().parse(text))
+            except (ValueError, TypeError) as error:
                 raise OptionError(f"The template {text!r} is malformed: {error}") from error
-            if not all(name.isidentifier() for name in names):
-                raise OptionError(f"The template {text!r} has a placeholder that is no column name")
-            found.update(dict.fromkeys(names))
+            for _, name, format_spec, conversion in parts:
+                if name is None:  # literal text behind the last placeholder
+                    continue
+                if not name.isidentifier() or format_spec or conversion:
+                    raise OptionError(
+                        f"The template {text!r} has a placeholder that is no column name"
+                    )
+                found[name] = None
         return tuple(found)
 
 
@@ -140,7 +163,8 @@ def read_questions(
     """Read the items of one file.
 
     A column is one text for all languages, or texts by language (``{"en": ..., "fr": ...}``, or
-    XNLI's ``{"language": [...], "translation": [...]}``).
+    XNLI's ``{"language": [...], "translation": [...]}``); null where it is not given in one. A
+    question has the languages that all its columns have.
 
     Args:
         path: ``.jsonl`` (or ``.jsonl.gz``), ``.json`` with a list, or ``.parquet``.
@@ -187,6 +211,8 @@ def stream_questions(
     import datasets
 
     where = f"{dataset}{f' ({config})' if config else ''}, split {split}"
+    _check_limit(limit)
+    _ = template.columns  # malformed ones are refused before the network is asked
     try:
         rows = list(
             islice(datasets.load_dataset(dataset, config, split=split, streaming=True), limit)
@@ -258,17 +284,21 @@ def read_relations(source: str | Path, languages: Sequence[str]) -> list[Questio
             mLAMA (``de/templates.jsonl``, ``de/P36.jsonl``); or one file with mLAMA's columns
             (``predicate_id``, ``template``, ``sub_uri``, ``sub_label``, ``obj_uri``,
             ``obj_label``, ``language``).
-        languages: Languages, under any of their names.
+        languages: Languages, under any of their names. Folders may spell them otherwise: without
+            a folder ``zh``, ``zh-cn`` or ``zh-hans`` is that of Chinese.
 
     Returns:
         Open questions, grouped by relation, in the order of the first language.
 
     Raises:
         CorpusError: Files are missing or malformed, or no fact is in every language.
-        LanguageError: A language is unknown.
+        LanguageError: A language is unknown, given twice, or none is.
     """
-    source, tags = Path(source), [language_tag(name) for name in languages]
-    facts = {tag: dict(_relation_facts(source, tag)) for tag in tags}
+    source, tags = Path(source), distinct_languages(language_tag(name) for name in languages)
+    if source.is_file():
+        facts = _facts_in_file(source, tags)
+    else:
+        facts = {tag: dict(_facts_in_folder(source, tag)) for tag in tags}
     shared = [key for key in facts[tags[0]] if all(key in facts[tag] for tag in tags)]
     if not shared:
         counts = ", ".join(f"{tag} {len(each)}" for tag, each in facts.items())
@@ -309,8 +339,8 @@ def read_edits(
     """
     if fact not in ("english", "own"):
         raise OptionError(f"fact must be english or own, got {fact!r}")
-    if not paths:
-        raise OptionError("read_edits needs at least one file")
+    if not paths or isinstance(paths, str):
+        raise OptionError("read_edits needs a list of at least one file")
     tables = [_edits(Path(path)) for path in paths]
     shared = [key for key in tables[0] if all(key in table for table in tables)]
     if not shared:
@@ -320,11 +350,7 @@ def read_edits(
         texts: dict[str, tuple[str, str]] = {}
         for table in tables:
             texts.update(table[key])
-        told = {lang: f"{texts['en' if fact == 'english' else lang][0]} " for lang in texts}
-        told = {
-            lang: start + texts["en" if fact == "english" else lang][1]
-            for lang, start in told.items()
-        }
+        told = {lang: " ".join(texts["en" if fact == "english" else lang]) for lang in texts}
         asked = {lang: texts[lang if fact == "english" else "en"] for lang in texts}
         questions.append(
             Question(
@@ -361,16 +387,19 @@ def demonstrated(
     if count < 0:
         raise OptionError(f"count must be at least 0, got {count}")
     chooser = random.Random(seed)
+    fitting: dict[tuple[str, frozenset[str]], list[Question]] = {}
     longer = []
     for question in questions:
-        others = [
-            each
-            for each in questions
-            if each is not question
-            and each.group == question.group
-            and set(question.prompts) <= set(each.prompts)
-            and set(question.prompts) <= set(each.answers)
-        ]
+        languages = frozenset(question.prompts)
+        key = (question.group, languages)
+        if key not in fitting:
+            fitting[key] = [
+                each
+                for each in questions
+                if each.group == question.group
+                and languages <= each.prompts.keys() & each.answers.keys()
+            ]
+        others = [each for each in fitting[key] if each.name != question.name]
         if len(others) < count:
             raise OptionError(
                 f"{question.name!r} cannot have {count} demonstrations: its group "
@@ -395,11 +424,20 @@ def answered(question: Question, lang: str) -> str:
         question: The question.
         lang: The language.
 
+    Raises:
+        LanguageError: It is not asked, or not answered, in that language.
+
     Examples:
         >>> answered(Question("x", {"fr": "Le ciel est", "zh": "天空是"},
         ...                   {"fr": "bleu", "zh": "蓝色的"}), "fr")
         'Le ciel est bleu'
     """
+    for given in (question.prompts, question.answers):
+        if lang not in given:
+            what = "asked" if given is question.prompts else "answered"
+            raise LanguageError(
+                f"{question.name!r} is not {what} in {lang!r}{near_misses(lang, given)}"
+            )
     prompt, answer = question.prompts[lang], question.answers[lang]
     return prompt + space_between(prompt, lang) + answer
 
@@ -416,15 +454,26 @@ def space_between(prompt: str, lang: str) -> str:
         (' ', '')
     """
     end = prompt[-1:]
-    opened = end == '"' and prompt.count('"') % 2 == 1
     # an English instruction around Chinese text ends in English
-    written = lang.split("-")[0] in _WITHOUT_SPACES and not (end.isascii() and end not in '"')
-    return "" if end.isspace() or opened or end in _OPENING or written else " "
+    written = lang.split("-")[0] in _WITHOUT_SPACES and not (end.isascii() and end != '"')
+    return "" if not end or end.isspace() or _left_open(prompt) or written else " "
+
+
+def _left_open(prompt: str) -> str:
+    """What closes the mark that a prompt ends in, if that mark opens something."""
+    end = prompt[-1:]
+    if end == '"':
+        return '"' * (prompt.count(end) % 2)
+    opener = _CLOSES_TOO.get(end)
+    if opener and prompt.count(opener) >= prompt.count(end):
+        return ""
+    return _CLOSING.get(end, "")
 
 
 def _solved(question: Question, lang: str) -> str:
     """A prompt with its answer, its quotation mark closed."""
-    return answered(question, lang) + '"' * (question.prompts[lang].count('"') % 2)
+    prompt = question.prompts[lang]
+    return answered(question, lang) + (_left_open(prompt) or '"' * (prompt.count('"') % 2))
 
 
 def rows_of(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -435,6 +484,9 @@ def rows_of(path: str | Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         CorpusError: The file is missing, damaged, or of another kind; the message names the row.
+
+    Yields:
+        One object per row.
     """
     path = Path(path)
     kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
@@ -480,62 +532,76 @@ def _json_list(path: Path) -> list[Any]:
     return content
 
 
-def _parquet_rows(path: Path) -> list[Any]:
+def _parquet_rows(path: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise CorpusError(f"{path} is not a readable parquet file: {error}") from error
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit must be at least 1, got {limit}")
 
 
 def _questions(
     rows: Iterable[Any], template: Template, where: str, limit: int | None
 ) -> list[Question]:
-    if limit is not None and limit < 1:
-        raise OptionError(f"limit must be at least 1, got {limit}")
+    _check_limit(limit)
     columns = template.columns
-    found = [
-        _question(row, template, columns, number, where)
-        for number, row in enumerate(islice(rows, limit), 1)
-    ]
+    template = _with_tags(template)
+    found: dict[str, Question] = {}
+    for number, row in enumerate(islice(rows, limit), 1):
+        question = _question(row, template, columns, number, where)
+        if question.name in found:
+            raise CorpusError(f"Two items of {where} are called {question.name!r}")
+        found[question.name] = question
     if not found:
         raise CorpusError(f"{where} holds no item")
-    names = [question.name for question in found]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise CorpusError(f"Two items of {where} are called {twice!r}")
-    return found
+    return list(found.values())
+
+
+def _with_tags(template: Template) -> Template:
+    """The template, with tags for its languages' names."""
+    prompt, options = template.prompt, template.options
+    if not isinstance(prompt, str):
+        prompt = _by_tag(prompt.items(), "The template's prompt")
+    if isinstance(options, Mapping):
+        options = _by_tag(options.items(), "The template's options")
+    return replace(template, prompt=prompt, options=options)
 
 
 def _question(
     row: Any, template: Template, columns: Sequence[str], number: int, where: str
 ) -> Question:
     place = f"Item {number} of {where}"
+    if not isinstance(row, Mapping):
+        raise CorpusError(f"{place} is {type(row).__name__}, not an object")
     texts = {column: _texts(_column(row, column, place), column, place) for column in columns}
-    native = (
-        None
-        if isinstance(template.prompt, str)
-        else {language_tag(lang): text for lang, text in template.prompt.items()}
-    )
-    languages = _shared_languages([*texts.values(), native], place)
+    shapes = template.prompt
+    languages = _shared_languages([*texts.values(), shapes], place)
     prompts = {}
     for lang in languages:
         values = {name: x if isinstance(x, str) else x[lang] for name, x in texts.items()}
-        shape = template.prompt if native is None else native[lang]
-        assert isinstance(shape, str)  # the one for all, or this language's
-        prompts[lang] = shape.format(**values)
+        # braces in the values are text, as format() reads only the template's
+        prompts[lang] = (shapes if isinstance(shapes, str) else shapes[lang]).format(**values)
     options = _options(template, languages)
     answers = {}
-    if template.answer in row:
+    if options:
+        _column(row, template.answer, place)  # who is offered a choice is asked something
+    if options or row.get(template.answer) is not None:
         answers = _answers(row[template.answer], template.answer, options, languages, place)
     return Question(
-        name=str(row.get(template.name, number - 1)),
+        name=_word(row, template.name, place) or str(number - 1),
         prompts=prompts,
         answers=answers,
-        options=options if answers else {},
-        group=str(row.get(template.group, "")),
+        options=options,
+        group=_word(row, template.group, place) or "",
     )
 
 
@@ -545,9 +611,37 @@ def _column(row: Mapping[str, Any], column: str, place: str) -> Any:
     return row[column]
 
 
+def _word(row: Mapping[str, Any], column: str, place: str) -> str | None:
+    """A text or a number as text; None where there is none."""
+    value = row.get(column)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise CorpusError(
+            f"{place} has {type(value).__name__} in column {column!r}, where text is expected"
+        )
+    return _text(str(value), column, place)
+
+
+def _text(value: Any, column: str, place: str) -> str:
+    """A text that is one, and can be written."""
+    if not isinstance(value, str) or not value.strip():
+        raise CorpusError(
+            f"{place}: {column!r} must be a text, or texts by language, none of them empty"
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise CorpusError(f"{place}: {column!r} has half a surrogate pair") from None
+    return value
+
+
 def _texts(value: Any, column: str, place: str) -> str | dict[str, str]:
     """One text for all languages, or one per language; both of XNLI's forms."""
-    if isinstance(value, Mapping) and set(value) == {"language", "translation"}:
+    if not isinstance(value, Mapping):
+        return _text(value, column, place)
+    pairs = list(value.items())
+    if set(value) == {"language", "translation"}:
         names, translations = value["language"], value["translation"]
         if (
             not isinstance(names, list | tuple)
@@ -555,25 +649,29 @@ def _texts(value: Any, column: str, place: str) -> str | dict[str, str]:
             or len(names) != len(translations)
         ):
             raise CorpusError(f"{place}: {column!r} has not one translation per language")
-        value = dict(zip(names, translations, strict=True))
-    parts = [value] if isinstance(value, str) else value
-    if isinstance(value, Mapping):
-        parts = list(value.values())
-    elif not isinstance(value, str):
-        parts = [None]
-    for part in parts:
-        if not isinstance(part, str) or not part.strip():
-            raise CorpusError(
-                f"{place}: {column!r} must be a text, or texts by language, none of them empty"
-            )
+        pairs = list(zip(names, translations, strict=True))
+    # files with one type of row, such as parquet, have null where others have nothing
+    given = [(name, _text(text, column, place)) for name, text in pairs if text is not None]
+    if not given:
+        raise CorpusError(f"{place}: {column!r} is given in no language")
+    return _by_tag(given, f"{place}: {column!r}")
+
+
+def _by_tag(pairs: Iterable[tuple[Any, Any]], place: str) -> dict[str, Any]:
+    """The same by the languages' tags."""
+    named: dict[str, Any] = {}
+    for name, each in pairs:
         try:
-            part.encode("utf-8")
-        except UnicodeEncodeError:
-            raise CorpusError(f"{place}: {column!r} has half a surrogate pair") from None
-    return value if isinstance(value, str) else {language_tag(k): v for k, v in value.items()}
+            tag = _tag(str(name))
+        except LanguageError as error:
+            raise LanguageError(f"{place}: {error}") from error
+        if tag in named:
+            raise LanguageError(f"{place} is given twice in {tag!r}")
+        named[tag] = each
+    return named
 
 
-def _shared_languages(texts: Sequence[str | Mapping[str, str] | None], place: str) -> list[str]:
+def _shared_languages(texts: Sequence[str | Mapping[str, str]], place: str) -> list[str]:
     by_language = [each for each in texts if isinstance(each, Mapping)]
     if not by_language:
         raise CorpusError(f"{place} has no text by language, so nobody knows its languages")
@@ -587,11 +685,10 @@ def _options(template: Template, languages: Sequence[str]) -> dict[str, tuple[st
     if not isinstance(template.options, Mapping):
         offered = tuple(template.options)
         return dict.fromkeys(languages, offered) if offered else {}
-    named = {language_tag(lang): tuple(each) for lang, each in template.options.items()}
-    missing = [lang for lang in languages if lang not in named]
+    missing = [lang for lang in languages if lang not in template.options]
     if missing:
         raise OptionError(f"The template has no options in {', '.join(missing)}")
-    return {lang: named[lang] for lang in languages}
+    return {lang: tuple(template.options[lang]) for lang in languages}
 
 
 def _answers(
@@ -611,10 +708,16 @@ def _answers(
         return {lang: options[lang][value] for lang in languages}
     texts = _texts(value, column, place)
     if isinstance(texts, str):
-        return dict.fromkeys(languages, texts)
+        texts = dict.fromkeys(languages, texts)
     missing = [lang for lang in languages if lang not in texts]
     if missing:
         raise CorpusError(f"{place} has no {column!r} in {', '.join(missing)}")
+    for lang in languages if options else ():
+        if texts[lang] not in options[lang]:
+            raise CorpusError(
+                f"{place}: {column!r} in {lang!r} is {texts[lang]!r}, none of the options "
+                f"{', '.join(options[lang])}"
+            )
     return {lang: texts[lang] for lang in languages}
 
 
@@ -622,69 +725,103 @@ _Fact = tuple[tuple[str, str, str], tuple[str, str]]
 """(relation, subject, object), then prompt and answer."""
 
 
-def _relation_facts(source: Path, tag: str) -> Iterator[_Fact]:
-    if source.is_file():
-        rows = [row for row in rows_of(source) if language_tag(str(row.get("language"))) == tag]
-        for row in rows:
-            yield from _fact(row, str(row.get("predicate_id")), [str(row.get("template"))], source)
-        return
+def _facts_in_file(source: Path, tags: Sequence[str]) -> dict[str, dict[Any, tuple[str, str]]]:
+    found: dict[str, dict[Any, tuple[str, str]]] = {tag: {} for tag in tags}
+    for number, row in enumerate(rows_of(source), 1):
+        place = f"Row {number} of {source}"
+        try:
+            tag = _tag(str(_column(row, "language", place)))
+        except LanguageError:
+            continue  # nobody asked for it
+        if tag in found:
+            relation, shape = _words(row, ("predicate_id", "template"), place)
+            if relation and shape:
+                found[tag].update(_fact(row, relation, [shape], place))
+    return found
+
+
+def _facts_in_folder(source: Path, tag: str) -> Iterator[_Fact]:
     patterns = _language_folder(source / "patterns", tag)
-    facts = _language_folder(source / "tuples", tag) if patterns else _language_folder(source, tag)
+    facts = _language_folder(source / "tuples" if patterns else source, tag)
     if facts is None:
-        raise CorpusError(f"{source} is no folder of mParaRel or mLAMA with files in {tag!r}")
+        what = "is no folder of mParaRel or mLAMA" if source.is_dir() else "does not exist"
+        raise CorpusError(f"{source} {what}: files in {tag!r} were expected there")
     templates: dict[str, list[str]] = {}
     if patterns is None:
-        for row in rows_of(facts / "templates.jsonl"):
-            templates.setdefault(str(row.get("relation")), []).append(str(row.get("template")))
+        for row, place in _placed_rows(facts / "templates.jsonl"):
+            relation, shape = _words(row, ("relation", "template"), place)
+            if relation and shape:
+                templates.setdefault(relation, []).append(shape)
     else:
         for file in sorted(patterns.glob("*.jsonl")):
-            templates[file.stem] = [str(row.get("pattern")) for row in rows_of(file)]
+            shapes = [_words(row, ("pattern",), place)[0] for row, place in _placed_rows(file)]
+            templates[file.stem] = [shape for shape in shapes if shape]
     for relation, shapes in templates.items():
         file = facts / f"{relation}.jsonl"
         if file.is_file():
-            for row in rows_of(file):
-                yield from _fact(row, relation, shapes, file)
+            for row, place in _placed_rows(file):
+                yield from _fact(row, relation, shapes, place)
+
+
+def _placed_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    return ((row, f"Row {number} of {path}") for number, row in enumerate(rows_of(path), 1))
 
 
 def _language_folder(folder: Path, tag: str) -> Path | None:
     """The folder of a language, however it spells it."""
-    if not folder.is_dir():
-        return None
-    for each in sorted(folder.iterdir()):
+    found: dict[str, Path] = {}
+    for each in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
-            if each.is_dir() and language_tag(each.name.replace("_", "-")) == tag:
-                return each
-        except LookupError:
+            if each.is_dir():
+                found.setdefault(_tag(each.name), each)
+        except LanguageError:
             continue
-    return None
+    alike = (each for name, each in found.items() if _likely(name) == _likely(tag))
+    return found.get(tag) or next(alike, None)
+
+
+@lru_cache(4096)
+def _likely(tag: str) -> str:
+    """A tag with the script and the region that go without saying: zh is zh-Hans-CN."""
+    import langcodes
+
+    return str(langcodes.Language.get(tag).maximize())
+
+
+def _words(row: Mapping[str, Any], columns: Sequence[str], place: str) -> list[str | None]:
+    for column in columns:
+        _column(row, column, place)
+    return [_word(row, column, place) for column in columns]
 
 
 def _fact(
-    row: Mapping[str, Any], relation: str, shapes: Sequence[str], where: Path
+    row: Mapping[str, Any], relation: str, shapes: Sequence[str], place: str
 ) -> Iterator[_Fact]:
-    try:
-        subject, answer = row["sub_label"], row["obj_label"]
-        key = (relation, str(row["sub_uri"]), str(row["obj_uri"]))
-    except KeyError as error:
-        raise CorpusError(f"A fact of {relation} in {where} has no column {error}") from error
+    columns = ("sub_uri", "obj_uri", "sub_label", "obj_label")
+    subject_uri, object_uri, subject, answer = _words(row, columns, place)
+    if not (subject_uri and object_uri and subject and answer):
+        return
     for shape in shapes:
         before, gap, after = shape.partition("[Y]")
-        if gap and "[X]" in before and not after.strip(" .。!?؟।"):
-            yield key, (before.replace("[X]", str(subject)).rstrip(), str(answer))
+        if gap and "[X]" in before and not after.strip(_ENDS_OF_SENTENCES):
+            prompt = before.replace("[X]", subject).rstrip()
+            yield (relation, subject_uri, object_uri), (prompt, answer)
             return
 
 
 def _edits(path: Path) -> dict[str, dict[str, tuple[str, str]]]:
     """Question and new answer by language, by the English question."""
-    found = {}
-    for number, row in enumerate(rows_of(path), 1):
-        texts = {}
-        for name, each in row.items():
-            if isinstance(each, Mapping) and "src" in each and "alt" in each:
-                texts[language_tag(name)] = (str(each["src"]), str(each["alt"]))
+    found: dict[str, dict[str, tuple[str, str]]] = {}
+    for row, place in _placed_rows(path):
+        pairs = [
+            (name, (_text(each["src"], "src", place), _text(each["alt"], "alt", place)))
+            for name, each in row.items()
+            if isinstance(each, Mapping) and "src" in each and "alt" in each
+        ]
+        texts = _by_tag(pairs, place)
         if "en" not in texts or len(texts) < 2:
-            raise CorpusError(
-                f"Row {number} of {path} must have 'src' and 'alt' in English and another language"
-            )
-        found[texts["en"][0]] = texts
+            raise CorpusError(f"{place} must have 'src' and 'alt' in English and another language")
+        found.setdefault(texts["en"][0], texts)
+    if not found:
+        raise CorpusError(f"{path} holds no item")
     return found

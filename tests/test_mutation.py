@@ -20,6 +20,7 @@ import torch
 
 from lens_lang.errors import OptionError
 from lens_lang.importance import Importance
+from lens_lang.patterns import SharingPatterns
 from lens_lang.sites import MLP_POST
 from lens_lang.stats import Activations, Frequency
 
@@ -307,10 +308,67 @@ def battery_plnd(module: Any) -> None:
     assert plnd(imp).provenance["options"]["min_share"] == 1.0
 
 
+def battery_sharing(module: Any) -> None:
+    sharing = module.sharing
+    acts = torch.tensor([[[[1.0, 0, 1, 1, -1]], [[1, 0, 0, 0, 0]], [[1, 0, 0, 1, 2]]]])
+    one = SharingPatterns.from_activations(acts, ("en", "fr", "de"), threshold=(0.0, 1.5))
+    found = sharing(one)
+    names = ("all_shared", "partial_shared", "non_activated")
+    assert [found[name].indices(MLP_POST).tolist() for name in names] == [
+        [[0, 0]], [[0, 3]], [[0, 1]],
+    ]  # fmt: skip
+    assert lists(found.specific) == [[[2]], [[]], [[4]]]
+    assert found["specific"].indices(MLP_POST).tolist() == [[0, 2], [0, 4]]
+    assert found.share.tolist() == [[0.2, 0.2, 0.4, 0.2]]
+    assert found.consistent.tolist() == found.share.tolist()
+    assert found.active.flatten().tolist() == pytest.approx([0.6, 0.2, 0.6])
+    assert found.n_neurons == 5
+    high = sharing(one, threshold=1.5)
+    assert lists(high.specific) == [[[]], [[]], [[4]]]
+    assert len(high.non_activated) == 4
+    assert high.provenance["options"]["threshold"] == 1.5
+    assert sharing(one).provenance["options"] == {
+        "threshold": 0.0, "min_share": 1.0, "across": "every", "space": "gate",
+        "position": "last",
+    }  # fmt: skip
+    ten = -torch.ones(10, 2, 1, 4)
+    ten[:9, :, :, 0] = ten[:6, :, :, 1] = 1.0
+    ten[:7, 0, :, 2] = 1.0
+    many = SharingPatterns.from_activations(ten, ("en", "fr"))
+    assert lists(sharing(many).neurons()) == [[[]], [[]], [[]], [[]], [[3]]]
+    assert lists(sharing(many, min_share=0.9).neurons())[0] == [[0]]
+    assert lists(sharing(many, min_share=0.91).neurons())[0] == [[]]
+    assert lists(sharing(many, min_share=0.7).neurons())[2] == [[2]]
+    assert lists(sharing(many, min_share=0.6).neurons())[0] == [[0, 1]]
+    assert sharing(many).same.tolist() == [[0, 0, 0, 1]]
+    assert sharing(many).range[0, 0].tolist() == [0.0, 0.5]
+    assert sharing(many).ci.shape == (1, 4, 2)
+    frame = sharing(many).to_frame()
+    assert frame["share"].tolist() == pytest.approx([0.375, 0.0, 0.175, 0.45])
+    assert frame["least"].tolist() == [0.0, 0.0, 0.0, 0.25]
+    assert frame["most"].tolist() == [0.5, 0.0, 0.25, 1.0]
+    assert frame["ci_low"][0] < 0.375 < frame["ci_high"][0]
+    assert "18.8 %" not in repr(sharing(many)) and "37.5 %" in repr(sharing(many))
+    any_example = sharing(many, across="any")
+    assert lists(any_example.neurons()) == [[[0, 1]], [[]], [[2]], [[]], [[3]]]
+    three = -torch.ones(1, 3, 1, 2)
+    three[0, :2, 0, 0] = 1.0
+    assert lists(
+        sharing(SharingPatterns.from_activations(three, ("a", "b", "c")), across="any").neurons()
+    )[1] == [[0]]
+    for wrong in (0.5, 1.01):
+        assert refuses(lambda wrong=wrong: sharing(many, min_share=wrong))
+    assert refuses(lambda: sharing(many, across="any", min_share=0.9))
+    assert refuses(lambda: sharing(many, across="all"))
+    assert refuses(lambda: sharing(many, threshold=0.3))
+    assert refuses(lambda: found["shared"])
+
+
 BATTERIES = {
     "lens_lang.detect.lape": battery_lape,
     "lens_lang.detect.baselines": battery_baselines,
     "lens_lang.detect.plnd": battery_plnd,
+    "lens_lang.detect.sharing": battery_sharing,
 }
 
 

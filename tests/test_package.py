@@ -76,7 +76,7 @@ LEVELS: dict[str, int] = {
     "plot.effect": 9,
     "plot.layers": 9,
     "plot.neurons": 9,
-    "plot.sharing": 9,
+    "plot.categories": 9,
     "plot.style": 9,
     "results": 9,
     "sections.effect": 10,

@@ -23,7 +23,18 @@ from lens_lang.evaluate.perplexity import perplexity_matrix
 from lens_lang.intervene import ablate, replace
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.sites import MLP_POST
-from lens_lang.stats import MeanActivation
+from lens_lang.stats import ActivationFrequency, MeanActivation
+from lens_lang.attribute.categories import CategoryContribution
+from lens_lang.attribute.gradients import gradient_attribution
+from lens_lang.attribute.writing import token_vectors
+from lens_lang.collection import collect, collect_parallel
+from lens_lang.detect.sharing import sharing
+from lens_lang.evaluate.categories import PerExample
+from lens_lang.parallel import ParallelCorpora
+from lens_lang.patterns import SharingPattern, SharingPatterns
+from lens_lang.questions import inference_template, read_edits
+PAIR = ParallelCorpora.from_tokens({'en': [[5]], 'fr': [[6]]})
+SHARED = SharingPatterns.from_activations(torch.ones(1, 2, 1, 3), ('en', 'fr'))
 SPELLER = types.SimpleNamespace(tokenizer=lambda texts, **_: 0, cfg=types.SimpleNamespace())
 SPELLER.tokenizer.bos_token_id = 1
 some = NeuronSet({MLP_POST: torch.eye(2, dtype=torch.bool)})
@@ -37,6 +48,26 @@ CASES = {
     "LatentLanguages(('fr',), torch.rand(4), torch.rand(4), torch.rand(4))": "[prompt layer 1]",
     "VocabularyLanguages(('fr',), torch.rand(4))": "share must be [item lang_other], got [4]",
     "LanguageCurve(('fr',), ('fr',), torch.rand(4))": "must be [1 layer 2], got [4]",
+    "SharingPattern(position='first')": "position must be last, mean or any, got 'first'",
+    "SharingPattern(space='up')": "space must be gate or product, got 'up'",
+    "SharingPattern(threshold=True)": "threshold must be a number, or several, got True",
+    "sharing(SHARED, across='all')": "across must be every or any, got 'all'",
+    "collect_parallel(None, PAIR, ActivationFrequency())": (
+        "collect_parallel takes specs such as SharingPattern(), not ActivationFrequency"
+    ),
+    "collect(None, PAIR.by_language, SharingPattern())": (
+        "collect takes specs such as ActivationFrequency(), not SharingPattern"
+    ),
+    "CategoryContribution(space='up')": "space must be gate or product, got 'up'",
+    "CategoryContribution(vector='both')": "vector must be unembedding or embedding, got 'both'",
+    "PerExample(positions='first')": "positions must be all or last, got 'first'",
+    "PerExample(space='up')": "space must be gate or product, got 'up'",
+    "gradient_attribution(None, [], method='lrp')": "method must be gradient_x_activation or",
+    "gradient_attribution(None, [], objective='loss')": "objective must be logit or log_prob",
+    "gradient_attribution(None, [], positions='first')": "positions must be last or all, got",
+    "token_vectors(None, [1], vector='both')": "vector must be unembedding or embedding, got",
+    "inference_template('fr')": "instruction must be en or native, got 'fr'",
+    "read_edits([], fact='french')": "fact must be english or own, got 'french'",
     "MeanActivation('gates')": "space must be gate, product or up, got 'gates'",
     "LapeVariant(scope='world')": "scope must be model or layer, got 'world'",
     "LapeVariant(assign='best')": "assign must be above_bar or argmax or exclusive, got 'best'",

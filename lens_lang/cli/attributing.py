@@ -61,7 +61,7 @@ def attribute(
     rows: list[dict[Any, Any]] = []
     for row in effect.summary().round(4).to_dict("records"):
         key = (row["language"], row["category"])
-        found = {}
+        found: dict[str, Any] = {}
         if key in shares.index:
             found = {
                 name: round(float(shares.loc[key, name]), 4) for name in ("contribution", "top")

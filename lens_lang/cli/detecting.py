@@ -1,7 +1,7 @@
 """The commands that find neurons in statistics: ``detect`` and a method's name."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -95,19 +95,21 @@ def detect_sharing(
     path = run_dir / "sharing.safetensors"
     found.neurons().save(path)
     table = found.to_frame().round(4)
-    rows = table.to_dict("records")
+    rows: list[dict[Any, Any]] = table.to_dict("records")
     if not as_json:
-        wide = table.pivot(index="layer", columns="category", values=["share", "consistent"])
-        rows = [
-            {
-                "layer": layer,
-                **{
-                    (category if what == "share" else f"{category} in every"): f"{value:.3f}"
-                    for (what, category), value in row.items()
-                },
-            }
-            for layer, row in wide.iterrows()
-        ]
+        rows = []
+        for layer, part in table.groupby("layer"):
+            named = part.set_index("category")
+            rows.append(
+                {
+                    "layer": layer,
+                    **{name: f"{named.loc[name, 'share']:.3f}" for name in named.index},
+                    **{
+                        f"{name} in every": f"{named.loc[name, 'consistent']:.3f}"
+                        for name in named.index
+                    },
+                }
+            )
     print_rows(
         rows, as_json, f"Shares of a layer's neurons, {patterns.n_examples} examples; {path}"
     )

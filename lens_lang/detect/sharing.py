@@ -172,9 +172,9 @@ def sharing(
         kinds = of_counts(used.sum(0), len(patterns.languages))
         alone = used & kinds[CATEGORIES.index("specific")]
     else:
-        needed = min_share * total - 1e-9  # 0.7 * 10 is a little more than 7
-        kinds = counted >= needed
-        alone = patterns.only[place] >= needed
+        # Divided, not multiplied: 7 / 10 is 0.7, and 0.7 * 10 is a little more than 7.
+        kinds = counted.double() / total >= min_share
+        alone = patterns.only[place].double() / total >= min_share
     options = {
         "threshold": patterns.thresholds[place],
         "min_share": float(min_share),

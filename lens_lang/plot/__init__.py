@@ -4,6 +4,12 @@ Languages keep their order, and each keeps its colour across figures. Maps of di
 centred at 0. Axes carry their units.
 """
 
+from lens_lang.plot.categories import (
+    category_contributions,
+    category_effect,
+    shared_and_right,
+    sharing,
+)
 from lens_lang.plot.effect import perplexity_matrix
 from lens_lang.plot.layers import (
     head_attention,
@@ -14,12 +20,6 @@ from lens_lang.plot.layers import (
     token_languages,
 )
 from lens_lang.plot.neurons import depth_profile, neurons_per_layer, overlap
-from lens_lang.plot.sharing import (
-    category_contributions,
-    category_effect,
-    shared_and_right,
-    sharing,
-)
 
 __all__ = [
     "category_contributions",

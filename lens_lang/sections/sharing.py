@@ -5,7 +5,7 @@ from lens_lang.detect.sharing import sharing
 from lens_lang.evaluate.categories import EVERY, CategoryEffect
 from lens_lang.evaluate.significance import mean_interval
 from lens_lang.patterns import CATEGORIES, SharingPatterns
-from lens_lang.plot import sharing as figures
+from lens_lang.plot import categories as figures
 from lens_lang.sections.section import Section, change_with_interval, share_with_interval
 
 _LABELS = {category: category.replace("_", "-") for category in CATEGORIES}
@@ -13,7 +13,8 @@ _LABELS = {category: category.replace("_", "-") for category in CATEGORIES}
 
 def sharing_section(name: str, patterns: SharingPatterns) -> Section:
     """How many neurons fire in all, some, one or no language of an example."""
-    rows, drawn = [], []
+    rows: list[list[str]] = []
+    drawn: list[str] = []
     for threshold in patterns.thresholds:
         found = sharing(patterns, threshold=threshold)
         share = found.members.double().mean(1) / found.n_neurons
