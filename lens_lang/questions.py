@@ -754,8 +754,8 @@ def _facts_in_folder(source: Path, tag: str) -> Iterator[_Fact]:
                 templates.setdefault(relation, []).append(shape)
     else:
         for file in sorted(patterns.glob("*.jsonl")):
-            shapes = [_words(row, ("pattern",), place)[0] for row, place in _placed_rows(file)]
-            templates[file.stem] = [shape for shape in shapes if shape]
+            read = (_words(row, ("pattern",), place)[0] for row, place in _placed_rows(file))
+            templates[file.stem] = [shape for shape in read if shape]
     for relation, shapes in templates.items():
         file = facts / f"{relation}.jsonl"
         if file.is_file():

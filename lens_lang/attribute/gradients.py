@@ -79,7 +79,7 @@ def gradient_attribution(
             one layer after the other, from writing nothing to what it writes, by Gauss-Legendre
             quadrature; exact up to that.
         objective: The answer's logit, or its log-probability.
-        positions: Attribute to the neurons at the last token, or at all tokens, summed.
+        positions: Attribute to the neurons at the last token, or at all tokens but BOS, summed.
         steps: Points of the quadrature.
         fwd_hooks: Interventions under which to attribute; they act before the neurons are read.
         batch_size: Prompts per pass, for gradient times activation.
@@ -221,19 +221,18 @@ class _Paths:
 
     def _positions(self, batch: TokenBatch) -> Float[Tensor, "row pos 1"]:
         """1 where neurons are attributed to, else 0."""
-        real = batch.mask if batch.attention_mask is None else batch.mask | batch.attention_mask
+        counted = batch.mask
         if self.positions == "last":
-            places = last_tokens(Reading(0, {}, real))
-            real = torch.arange(real.shape[1])[None] == places[:, None]
-        return real[..., None].float()
+            places = last_tokens(Reading(0, {}, counted))
+            counted = torch.arange(counted.shape[1])[None] == places[:, None]
+        return counted[..., None].float()
 
     def _score(
         self, batch: TokenBatch, answer: Int[Tensor, "row"], watchers: FwdHooks
     ) -> Float[Tensor, "row"]:
         """The answers' scores at the last token; the unembedding sees no other."""
         held: list[Tensor] = []
-        real = batch.mask if batch.attention_mask is None else batch.mask | batch.attention_mask
-        places = last_tokens(Reading(0, {}, real))
+        places = last_tokens(Reading(0, {}, batch.mask))
 
         def keep(resid: Tensor, hook: Any) -> None:
             rows = torch.arange(len(resid), device=resid.device)
