@@ -4,7 +4,7 @@ VENV := .venv
 VENV3 := .venv-tl3
 RUN := $(VENV)/bin
 
-.PHONY: demo test lanes check docs bench bench-plnd bench-tune bench-lens picture lock clean
+.PHONY: demo test lanes check docs bench bench-plnd bench-tune bench-lens bench-sharing picture lock clean
 
 demo: $(VENV)/.ready  ## find the language neurons of a real model, and prove them
 	$(RUN)/lens-lang demo
@@ -34,6 +34,9 @@ bench-tune: $(VENV)/.ready  ## what tuning chosen neurons does and costs
 
 bench-lens: $(VENV)/.ready  ## what reading layers by language costs
 	$(RUN)/python tests/benchmarks/bench_lens.py
+
+bench-sharing: $(VENV)/.ready  ## what dividing neurons by the languages that share them costs
+	$(RUN)/python tests/benchmarks/bench_sharing.py
 
 picture: $(VENV)/.ready  ## the README's picture, from the last demo (needs Chromium)
 	$(RUN)/python docs/picture.py effect runs/demo docs/perplexity.png

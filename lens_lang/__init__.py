@@ -129,6 +129,14 @@ if TYPE_CHECKING:
         scale,
         steer,
     )
+    from lens_lang.items import (
+        Template,
+        inference_template,
+        read_entailment,
+        read_facts,
+        read_questions,
+        stream_questions,
+    )
     from lens_lang.languages import (
         language_tag,
     )
@@ -163,18 +171,14 @@ if TYPE_CHECKING:
     )
     from lens_lang.questions import (
         Question,
-        Template,
         demonstrated,
-        inference_template,
-        read_edits,
-        read_entailment,
-        read_facts,
-        read_questions,
-        read_relations,
-        stream_questions,
     )
     from lens_lang.regions import (
         Regions,
+    )
+    from lens_lang.relations import (
+        read_edits,
+        read_relations,
     )
     from lens_lang.results import (
         load,
@@ -264,6 +268,14 @@ _HOMES = {
     "identification": ("LangidIdentifier", "LinguaIdentifier"),
     "importance": ("Importance",),
     "intervene": ("ablate", "add", "matched_control", "replace", "scale", "steer"),
+    "items": (
+        "Template",
+        "inference_template",
+        "read_entailment",
+        "read_facts",
+        "read_questions",
+        "stream_questions",
+    ),
     "languages": ("language_tag",),
     "latent": ("LatentLanguages", "latent_language", "separable_prompts", "single_token_concepts"),
     "lens": ("LensTable", "language_curve", "lens_table"),
@@ -272,19 +284,9 @@ _HOMES = {
     "page": ("report",),
     "parallel": ("ParallelCorpora",),
     "patterns": ("SharingPattern", "SharingPatterns"),
-    "questions": (
-        "Question",
-        "Template",
-        "demonstrated",
-        "inference_template",
-        "read_edits",
-        "read_entailment",
-        "read_facts",
-        "read_questions",
-        "read_relations",
-        "stream_questions",
-    ),
+    "questions": ("Question", "demonstrated"),
     "regions": ("Regions",),
+    "relations": ("read_edits", "read_relations"),
     "results": ("load",),
     "rows": ("ablate_rows",),
     "scoring": ("PLNDImportance",),

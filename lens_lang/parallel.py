@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from lens_lang.errors import CorpusError, LanguageError, OptionError, near_misse
 from lens_lang.languages import distinct_languages, find_language, language_tag
 from lens_lang.questions import Question, space_between
 from lens_lang.specs import Examples
+from lens_lang.texts import read_documents
 
 TOGETHER = "mul"
 """Language of a batch that holds several, as in BCP 47."""
@@ -182,6 +184,37 @@ class ParallelCorpora:
             for n, name in enumerate(called)
         ]
         return cls.from_questions(questions, model, bos=bos)
+
+    @classmethod
+    def from_files(
+        cls,
+        files: Mapping[str, str | Path],
+        model: TokenisingModel,
+        *,
+        text_column: str = "text",
+        bos: bool | None = None,
+    ) -> "ParallelCorpora":
+        """Tokenise parallel text, one file per language: line n says the same in every file.
+
+        Args:
+            files: For each language, under any of its names, a ``.txt``, ``.jsonl``, ``.csv``,
+                ``.parquet``, or gzipped text file.
+            model: Whose tokeniser to use.
+            text_column: The column that holds the text, in all but ``.txt``.
+            bos: Put BOS in front of every row. None does what TransformerLens does.
+
+        Returns:
+            One example per line.
+
+        Raises:
+            CorpusError: A file is missing or damaged, files differ in length, or a line is blank.
+            LanguageError: A language is unknown, given twice, or alone.
+        """
+        texts = {
+            lang: read_documents(path, text_column=text_column, keep_blank=True)
+            for lang, path in files.items()
+        }
+        return cls.from_texts(texts, model, bos=bos)
 
     @classmethod
     def from_tokens(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 from torch import Tensor
 
 from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageError
@@ -35,6 +35,9 @@ CATEGORIES = ("all_shared", "partial_shared", "specific", "non_activated")
 
 FiringSpace = Literal["gate", "product"]
 """What must be above the threshold: act(gate), or what goes into the down-projection."""
+
+_EXAMPLES_AT_ONCE = 255
+"""Examples, and languages, that are counted in a byte."""
 
 Where = Literal["last", "mean", "any"]
 """The last token, the mean over tokens, or any token."""
@@ -59,14 +62,28 @@ def categories(fires: Bool[Tensor, "lang *neurons"]) -> Bool[Tensor, "category *
         ['all_shared', 'non_activated', 'specific', 'partial_shared']
     """
     _check_languages(len(fires))
-    return of_counts(fires.sum(0), len(fires))
+    return of_counts(counted(fires), len(fires))
 
 
-def of_counts(languages: Int[Tensor, "*neurons"], total: int) -> Bool[Tensor, "category *neurons"]:
+def of_counts(
+    languages: Integer[Tensor, "*neurons"], total: int
+) -> Bool[Tensor, "category *neurons"]:
     """Return of which kind each neuron is, from the number of languages in which it fires."""
     return torch.stack(
         [languages == total, (languages > 1) & (languages < total), languages == 1, languages == 0]
     )
+
+
+def counted(fires: Bool[Tensor, "lang *neurons"]) -> UInt8[Tensor, "*neurons"]:
+    """Return in how many languages each neuron fires, as bytes.
+
+    Bytes added to bytes, one language after the other: a sum of booleans goes through int64 and
+    takes many times as long.
+    """
+    total = torch.zeros_like(fires[0], dtype=torch.uint8)
+    for each in fires:
+        total += each.view(torch.uint8)
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +161,9 @@ class SharingPatterns:
         levels = _levels(threshold)
         _check_languages(len(languages))
         sums = Sums()
-        for layer in range(layers):
-            _add(sums, layer, activations[:, :, layer], levels, torch.arange(number), number)
+        for some in torch.split(torch.arange(number), _EXAMPLES_AT_ONCE):
+            for layer in range(layers):
+                _add(sums, layer, activations[some, :, layer], levels, some, number)
         return _result(sums.stacked(), Examples(tuple(languages), called), levels, "gate", "last")
 
     @property
@@ -316,7 +334,9 @@ class _BoundPattern:
         acts = acts.view(-1, len(self.examples.languages), acts.shape[-1])
         assert reading.documents is not None  # `collect_parallel` says which example a row is
         numbers = reading.documents[:: len(self.examples.languages)]
-        _add(sums, reading.layer, acts, self.levels, numbers, len(self.examples.names))
+        for some in torch.split(torch.arange(len(numbers)), _EXAMPLES_AT_ONCE):
+            chosen = acts[some.to(acts.device)]
+            _add(sums, reading.layer, chosen, self.levels, numbers[some], len(self.examples.names))
 
     def _activations(self, reading: Reading) -> Float[Tensor, "row neuron"]:
         site = self.firing.site
@@ -344,14 +364,14 @@ def _add(
     n_langs = acts.shape[1]
     for place, level in enumerate(levels):
         fires = acts > level
-        in_languages = fires.sum(1, dtype=torch.int16)
-        alone = in_languages == 1
-        exactly = torch.stack([(in_languages == n).sum(0) for n in range(n_langs + 1)])
-        kinds = of_counts(in_languages, n_langs).sum(-1).T
-        members = torch.zeros(total, len(CATEGORIES), dtype=torch.int64, device=kinds.device)
-        members[numbers.to(kinds.device)] = kinds
-        sums.add(f"firing.{place}", layer, fires.sum(0))
-        sums.add(f"only.{place}", layer, (fires & alone[:, None]).sum(0))
+        in_languages = counted(fires.transpose(0, 1))
+        only = fires & (in_languages == 1)[:, None]
+        kinds = of_counts(in_languages, n_langs)
+        members = torch.zeros(total, len(CATEGORIES), dtype=torch.int64, device=acts.device)
+        members[numbers.to(acts.device)] = kinds.sum(-1).T
+        exactly = torch.stack([counted(in_languages == n) for n in range(n_langs + 1)])
+        sums.add(f"firing.{place}", layer, counted(fires))
+        sums.add(f"only.{place}", layer, counted(only))
         sums.add(f"exactly.{place}", layer, exactly)
         sums.add(f"members.{place}", layer, members)
 
@@ -394,6 +414,10 @@ def _levels(threshold: Any) -> tuple[float, ...]:
 
 
 def _check_languages(number: int) -> None:
+    if number > _EXAMPLES_AT_ONCE:
+        raise LanguageError(
+            f"At most {_EXAMPLES_AT_ONCE} languages can be told apart, got {number}"
+        )
     if number < 2:
         raise LanguageError(
             "Sharing is between languages: at least 2 are needed, for with one every neuron that "

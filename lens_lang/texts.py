@@ -41,12 +41,15 @@ def check_text_file(path: str | Path) -> str:
     return kind
 
 
-def read_documents(path: str | Path, *, text_column: str = "text") -> Iterator[str]:
+def read_documents(
+    path: str | Path, *, text_column: str = "text", keep_blank: bool = False
+) -> Iterator[str]:
     """Yield the documents of one file, without those that are blank.
 
     Args:
         path: A ``.txt``, ``.jsonl``, ``.csv`` (each also ``.gz``) or ``.parquet`` file.
         text_column: Name of the column or key that holds the text, in all but ``.txt``.
+        keep_blank: Yield blank ones, too, so that line n stays line n.
 
     Yields:
         Each document, stripped.
@@ -65,7 +68,7 @@ def read_documents(path: str | Path, *, text_column: str = "text") -> Iterator[s
     )
     for row in rows:
         document = row.strip()
-        if document:
+        if document or keep_blank:
             yield document
 
 

@@ -86,8 +86,6 @@ def test_masks_of_another_batch_or_model_are_refused() -> None:
     for wrong in (torch.ones(3, 1, 5), torch.ones(2, 1, 4)):
         with pytest.raises(ShapeError, match="layer 1 got"):
             hook(wrong)
-    with pytest.raises(ShapeError, match="one token per row"):
-        ablate_rows(torch.ones(2, 1, 5, dtype=torch.bool), at=torch.tensor([1]))
 
 
 def test_infinity_switched_off_is_zero() -> None:
@@ -136,9 +134,9 @@ def test_controls_are_as_many_of_every_layer_and_reproducible(
     seen: list[tuple[Tensor, Tensor]] = []
     original = module._random_masks
 
-    def watched(off: Tensor, draws: int, generator: torch.Generator) -> Tensor:
-        masks = original(off, draws, generator)
-        seen.append((off, masks))
+    def watched(kinds: Tensor, draws: int, **options: Any) -> Tensor:
+        masks = original(kinds, draws, **options)
+        seen.extend(zip(kinds, masks, strict=True))
         return masks
 
     monkeypatch.setattr(module, "_random_masks", watched)
@@ -160,7 +158,7 @@ def test_random_neurons_of_one_layer_are_drawn_evenly() -> None:
 
     off = torch.zeros(1, 8, dtype=torch.bool)
     off[0, :2] = True
-    masks = _random_masks(off, 4000, torch.Generator().manual_seed(0))
+    masks = _random_masks(off[None], 4000, seed=(0, 0))[0]
     assert masks.double().mean((0, 1)).tolist() == pytest.approx([0.25] * 8, abs=0.03)
 
 
@@ -170,7 +168,7 @@ def test_a_planted_neuron_carries_the_answer() -> None:
     with torch.no_grad():
         weight = model.blocks[2].mlp.out.original_component.weight
         gate = model.blocks[2].mlp.gate.original_component.weight
-        weight[:, 0] = 40 * model.W_U[:, 50] / model.W_U[:, 50].norm()
+        weight[:, 0] = 4000 * model.W_U[:, 50] / model.W_U[:, 50].norm()
         gate[0] = 0.0
     texts = examples()
     _, cache = model.run_with_cache(torch.tensor([[1, 5, 9]]))
@@ -198,8 +196,8 @@ def test_a_planted_neuron_carries_the_answer() -> None:
     for name in ("partial_shared", "specific", "non_activated"):
         assert bool(found.off_correct[CATEGORIES.index(name)].all())
     table = found.summary().query("language == 'all'").set_index("category")
-    assert table.loc["all_shared", "delta_high"] < -5
-    assert table.loc["all_shared", "beyond_high"] < -1
+    assert table.loc["all_shared", "delta_high"] < -0.5
+    assert table.loc["all_shared", "beyond"] < -0.3
 
 
 # --- answers ---
@@ -335,8 +333,8 @@ def test_a_file_holds_everything(effect: CategoryEffect, tmp_path: Path) -> None
     (tmp_path / "e.safetensors").write_bytes(b"\0" * 64)
     with pytest.raises(StorageError):
         CategoryEffect.load(tmp_path / "e.safetensors")
-    with pytest.raises(ShapeError, match="off must be"):
-        planted(off=torch.zeros(3, 10, 2).double())
+    with pytest.raises(ShapeError, match="before must be"):
+        planted(names=("a",))
 
 
 def test_other_hooks_are_there_all_along() -> None:

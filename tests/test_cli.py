@@ -17,18 +17,25 @@ import typer
 from conftest import D_MLP, LAYERS, LetterTokenizer, hf_model
 
 from lens_lang import cli
+from lens_lang.collection import collect_parallel
 from lens_lang.concepts import Concept, read_concepts, translation_prompts
 from lens_lang.corpora import Corpora, sample_sentences
 from lens_lang.detect.baselines import lap, lave
 from lens_lang.detect.lape import lape
 from lens_lang.detect.plnd import plnd
+from lens_lang.detect.sharing import sharing
+from lens_lang.evaluate.categories import CategoryEffect
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.importance import Importance
 from lens_lang.intervene import ablate
+from lens_lang.items import read_facts
 from lens_lang.latent import LatentLanguages, latent_language, separable_prompts
 from lens_lang.lens import first_documents, language_curve
 from lens_lang.models import bridge
 from lens_lang.neurons import LanguageNeurons
+from lens_lang.parallel import ParallelCorpora
+from lens_lang.patterns import SharingPattern, SharingPatterns
+from lens_lang.questions import demonstrated
 from lens_lang.results import load
 from lens_lang.sites import ATTN_K, MLP_POST
 from lens_lang.stats import Activations, Frequency
@@ -154,6 +161,8 @@ def test_there_is_one_verb_per_function() -> None:
         ("detect", "lap"),
         ("detect", "lave"),
         ("detect", "plnd"),
+        ("detect", "sharing"),
+        ("attribute",),
         ("evaluate",),
         ("latent",),
         ("lens",),
@@ -744,6 +753,104 @@ def test_the_latent_language_of_words(
     assert off.provenance["fwd_hooks"] == random.provenance["fwd_hooks"] != []
     assert not torch.equal(off.probability, random.probability)
     assert "has nothing in 'de'" in refused("latent", run_dir, "--target", "de", "--words", words)
+
+
+# --- shared neurons ---
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    rows = [
+        {
+            "id": f"q{n}",
+            "prompt": {"en": f"{n} plus", "fr": f"{n} et"},
+            "answer": {"en": "x", "fr": "y"},
+        }
+        for n in range(5)
+    ]
+    path = tmp_path / "task.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_shared_neurons_from_collecting_to_the_report(
+    task: Path, spelling_model: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    common = ("--task", f"facts={task}", "--demonstrations", 1)
+    levels = ("--threshold", 0, "--threshold", 0.1)
+    done("collect", run, "--statistic", "sharing", *common, *levels)
+    examples = ParallelCorpora.from_questions(demonstrated(read_facts(task), 1), spelling_model)
+    spec = SharingPattern(threshold=(0.0, 0.1))
+    expected = collect_parallel(spelling_model, examples, spec)
+    patterns = load(run / "sharingpatterns.safetensors")
+    assert isinstance(patterns, SharingPatterns)
+    assert torch.equal(patterns.exactly, expected.exactly)
+    options = ("--min-share", 0.6, "--threshold", 0.1, "--json")
+    rows = json.loads(done("detect", "sharing", run, *options))
+    found = sharing(expected, threshold=0.1, min_share=0.6)
+    assert load(run / "sharing.safetensors") == found.neurons()
+    assert rows[0]["share"] == pytest.approx(float(found.share[0, 0]), abs=1e-4)
+    assert len(table_rows(done("detect", "sharing", run))) == LAYERS
+    rows = json.loads(done("attribute", run, *common, "--controls", 1, "--items", 3, "--json"))
+    effect = load(run / "categoryeffect.safetensors")
+    assert isinstance(effect, CategoryEffect)
+    assert effect.names == ("q0", "q1", "q3")  # evenly chosen
+    assert [row["language"] for row in rows] == ["en"] * 4 + ["fr"] * 4 + ["all"] * 4
+    assert rows[0]["delta"] == pytest.approx(float(effect.change[0, :, 0].mean()), abs=1e-4)
+    assert 0 <= rows[0]["top"] <= 1
+    done("report", run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Effect of switching off each kind" in page and "Neurons shared by languages" in page
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_attribution_shows_the_cards_of_the_strongest(task: Path, tmp_path: Path) -> None:
+    options = ("--task", f"facts={task}", "--controls", 0, "--last", "--cards", 2)
+    code, out, err = lens_lang("attribute", tmp_path / "run", *options)
+    assert code == 0, err
+    assert "control" not in out
+    assert err.count("promotes") == err.count("neuron ") == 2
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_parallel_text_is_read_line_by_line(tmp_path: Path) -> None:
+    (tmp_path / "en.txt").write_text("a cat\na dog\na cow\n")
+    (tmp_path / "fr.txt").write_text("un chat\nun chien\nune vache\n")
+    text = ("--text", f"en={tmp_path / 'en.txt'}", "--text", f"fr={tmp_path / 'fr.txt'}")
+    done("collect", tmp_path / "run", "--statistic", "sharing", *text, "--shard", "1/2")
+    patterns = load(tmp_path / "run" / "sharingpatterns.safetensors")
+    assert isinstance(patterns, SharingPatterns)
+    assert patterns.names == ("1",)
+    (tmp_path / "fr.txt").write_text("un chat\n\nune vache\n")
+    sentence = refused("collect", tmp_path / "b", "--statistic", "sharing", *text)
+    assert "empty in 'fr'" in sentence
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--task", "fact"), "--task takes facts"),
+        (("--task", "relations"), "--task takes facts"),
+        (("--task", "relations=."), "needs --languages"),
+        (("--task", "facts=nowhere.jsonl"), "nowhere.jsonl"),
+        (("--task", "entailment", "--instruction", "fr"), "--instruction must be en or native"),
+        (("--task", "facts", "--items", 0), "--items must be at least 1"),
+        (("--task", "facts", "--demonstrations", -1), "at least 0"),
+        (("--task", "facts", "--demonstrations", 24), "24 demonstrations"),
+    ],
+)
+def test_a_wrong_task_is_one_sentence_before_the_model_loads(
+    tmp_path: Path, options: tuple[Any, ...], words: str
+) -> None:
+    assert words in refused("attribute", tmp_path, *options)
+    assert words in refused("collect", tmp_path, "--statistic", "sharing", *options)
+
+
+def test_a_task_is_for_shared_neurons(tmp_path: Path) -> None:
+    assert "--statistic sharing only" in refused("collect", tmp_path, "--task", "facts")
+    assert "--cards" in refused("attribute", tmp_path, "--cards", -1)
 
 
 # --- keeping ---

@@ -11,8 +11,11 @@ import pandas as pd
 import pytest
 import torch
 from plotly.offline import get_plotlyjs
+from test_categories import planted
 
+from lens_lang.attribute.categories import CategoryContributions
 from lens_lang.curves import LanguageCurve
+from lens_lang.detect.sharing import sharing
 from lens_lang.errors import MissingExtraError, StorageError
 from lens_lang.evaluate.perplexity import DocumentNLL, PerplexityMatrix
 from lens_lang.heads import HeadAttention
@@ -20,6 +23,7 @@ from lens_lang.importance import Importance
 from lens_lang.latent import LatentLanguages
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.page import read_results, report
+from lens_lang.patterns import SharingPatterns
 from lens_lang.sections.effect import why_not
 from lens_lang.sites import ATTN_K, ATTN_Q, MLP_POST
 from lens_lang.stats import Frequency
@@ -515,3 +519,39 @@ def test_curves_without_english_or_of_unnamed_prompts_are_drawn_as_they_are(tmp_
     names = [[trace.get("name") for trace in figure["data"]] for figure in elements.figures]
     assert "zh" in names[0]
     assert "fr" in names[2]
+
+
+# --- shared neurons ---
+
+
+def test_shared_neurons_their_part_and_their_effect_have_sections(tmp_path: Path) -> None:
+    acts = torch.randn(6, 3, 4, 50, generator=torch.Generator().manual_seed(0))
+    patterns = SharingPatterns.from_activations(acts, ("en", "fr", "de"), threshold=(0.0, 0.5))
+    patterns.save(tmp_path / "sharingpatterns.safetensors")
+    contributions = CategoryContributions(
+        ("en", "fr"),
+        ("a", "b"),
+        torch.rand(2, 2, 3, 4, 4).double(),
+        None,
+        torch.ones(2, 2, 3, 4).long(),
+        torch.full((2, 3, 4), 10),
+        4,
+        40,
+    )
+    contributions.save(tmp_path / "categorycontributions.safetensors")
+    planted().save(tmp_path / "categoryeffect.safetensors")
+    elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
+    assert elements.headings[:3] == [
+        "What neurons of each kind contribute (categorycontributions)",
+        "Effect of switching off each kind (categoryeffect)",
+        "Neurons shared by languages (sharingpatterns)",
+    ]
+    assert len(elements.figures) == 1 + 2 + 1
+    assert "6 examples in en, fr, de" in elements.text
+    assert "at the last token is above the threshold" in elements.text
+    share = sharing(patterns, threshold=0.5).share.mean(0)[3]
+    place = elements.cells.index("0.5") + 15  # the fourth row of this threshold
+    assert elements.cells[place - 1 : place + 1] == ["non-activated", "0.5"]
+    assert elements.cells[place + 1].startswith(f"{float(share):.2f} [")
+    assert "-2.000 [-2.000, -2.000]" in elements.cells
+    assert "-1.500 [-1.500, -1.500]" in elements.cells

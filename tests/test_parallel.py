@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lens_lang.errors import CorpusError, LanguageError, OptionError
+from lens_lang.items import read_entailment, read_facts
 from lens_lang.parallel import TOGETHER, ParallelCorpora
-from lens_lang.questions import Question, answered, demonstrated, read_entailment, read_facts
+from lens_lang.questions import Question, answered, demonstrated
 
 ROWS = st.lists(
     st.lists(st.lists(st.integers(3, 90), min_size=1, max_size=7), min_size=3, max_size=3),

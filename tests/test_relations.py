@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_questions import write
+from test_items import write
 
+from lens_lang.cli.options import questions_of
 from lens_lang.errors import CorpusError, LanguageError, OptionError
-from lens_lang.questions import Question, read_edits, read_relations
+from lens_lang.questions import Question
+from lens_lang.relations import read_edits, read_relations
 
 PATTERNS = {
     "en": ["[Y] is the capital of [X]", "The capital of [X] is [Y].", "[X]'s capital: [Y]"],
@@ -79,6 +81,13 @@ def test_every_layout_gives_the_facts_that_all_languages_have(make: Any, tmp_pat
     assert [each.prompts for each in read_relations(source, ["en"])] == [
         {"en": each.prompts["en"]} for each in FACTS
     ]  # Japan's capital has no label in any language
+
+
+def test_languages_on_the_command_line_may_have_spaces_between_them(tmp_path: Path) -> None:
+    task = f"relations={mlama(tmp_path)}"
+    assert questions_of(task, "en", 0, " en , zh ", None) == FACTS
+    with pytest.raises(OptionError, match="needs --languages"):
+        questions_of(task, "en", 0, None, None)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ from lens_lang.detect.sharing import sharing
 from lens_lang.evaluate.categories import PerExample
 from lens_lang.parallel import ParallelCorpora
 from lens_lang.patterns import SharingPattern, SharingPatterns
-from lens_lang.questions import inference_template, read_edits
+from lens_lang.rows import ablate_rows
+from lens_lang.items import inference_template
+from lens_lang.relations import read_edits
 PAIR = ParallelCorpora.from_tokens({'en': [[5]], 'fr': [[6]]})
 SHARED = SharingPatterns.from_activations(torch.ones(1, 2, 1, 3), ('en', 'fr'))
 SPELLER = types.SimpleNamespace(tokenizer=lambda texts, **_: 0, cfg=types.SimpleNamespace())
@@ -60,6 +62,7 @@ CASES = {
     ),
     "CategoryContribution(space='up')": "space must be gate or product, got 'up'",
     "CategoryContribution(vector='both')": "vector must be unembedding or embedding, got 'both'",
+    "ablate_rows(torch.ones(2, 1, 5) > 0, at=torch.tensor([1]))": "at must be one token per row, 2",
     "PerExample(positions='first')": "positions must be all or last, got 'first'",
     "PerExample(space='up')": "space must be gate or product, got 'up'",
     "gradient_attribution(None, [], method='lrp')": "method must be gradient_x_activation or",

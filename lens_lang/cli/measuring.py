@@ -20,6 +20,7 @@ from lens_lang.cli.options import (
     Texts,
     corpora_of,
     examples_of,
+    languages_of,
     questions_of,
     share_of,
     text_files,
@@ -86,7 +87,15 @@ def collect(
         if task is not None:
             asked = questions_of(task, instruction, demonstrations, languages, items)
         _collect_sharing(
-            out, model, asked, text_files(text), share_of(shard), threshold, languages, items
+            out,
+            model,
+            asked,
+            text_files(text),
+            text_column,
+            share_of(shard),
+            threshold,
+            languages,
+            items,
         )
         return
     if task is not None:
@@ -113,6 +122,7 @@ def _collect_sharing(
     model: str,
     asked: "list[Question] | None",
     files: dict[str, str | Path],
+    text_column: str,
     share: tuple[int, int],
     thresholds: list[float] | None,
     languages: str | None,
@@ -124,7 +134,6 @@ def _collect_sharing(
     from lens_lang.models import load_model
     from lens_lang.parallel import ParallelCorpora
     from lens_lang.patterns import SharingPattern
-    from lens_lang.texts import read_documents
 
     if asked is not None and files:
         raise OptionError("--task and --text are two sources of examples: give one")
@@ -134,11 +143,9 @@ def _collect_sharing(
     if asked is not None:
         examples = examples_of(loaded, asked, languages)
     elif files:
-        texts = {lang: list(read_documents(path)) for lang, path in files.items()}
-        examples = ParallelCorpora.from_texts(texts, loaded)
+        examples = ParallelCorpora.from_files(files, loaded, text_column=text_column)
     else:
-        chosen = None if languages is None else languages.split(",")
-        examples = ParallelCorpora.sample(loaded, languages=chosen)
+        examples = ParallelCorpora.sample(loaded, languages=languages_of(languages))
     if asked is None and items is not None and items < len(examples):
         examples = examples.select([n * len(examples) // items for n in range(items)])
     examples = examples.sharded(*share)

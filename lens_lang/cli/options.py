@@ -87,41 +87,55 @@ def share_of(shard: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
+def languages_of(languages: str | None) -> list[str] | None:
+    """The languages named with commas; None where none were named."""
+    return None if languages is None else [each.strip() for each in languages.split(",")]
+
+
 def questions_of(
     task: str, instruction: str, demonstrations: int, languages: str | None, items: int | None
 ) -> "list[Question]":
     """The questions of a task named on the command line."""
-    from lens_lang import questions
     from lens_lang.errors import near_misses
+    from lens_lang.items import (
+        inference_template,
+        read_entailment,
+        read_facts,
+        read_questions,
+        stream_questions,
+    )
+    from lens_lang.questions import demonstrated
+    from lens_lang.relations import read_edits, read_relations
 
     kind, equals, source = task.partition("=")
     path = Path(source) if equals else None
     if instruction not in ("en", "native"):
         raise OptionError(f"--instruction must be en or native, got {instruction!r}")
     if kind == "facts":
-        found = questions.read_facts(path)
+        found = read_facts(path)
     elif kind == "entailment":
-        template = questions.inference_template("native" if instruction == "native" else "en")
+        template = inference_template("native" if instruction == "native" else "en")
         found = (
-            questions.read_entailment(instruction="native" if instruction == "native" else "en")
+            read_entailment(instruction="native" if instruction == "native" else "en")
             if path is None
-            else questions.read_questions(path, template)
+            else read_questions(path, template)
         )
     elif kind == "xnli" and path is None:
-        template = questions.inference_template("native" if instruction == "native" else "en")
-        found = questions.stream_questions("facebook/xnli", template, config="all_languages")
+        template = inference_template("native" if instruction == "native" else "en")
+        found = stream_questions("facebook/xnli", template, config="all_languages")
     elif kind == "relations" and path is not None:
-        if languages is None:
+        named = languages_of(languages)
+        if named is None:
             raise OptionError("--task relations needs --languages, such as en,fr,zh")
-        found = questions.read_relations(path, languages.split(","))
+        found = read_relations(path, named)
     elif kind == "edits" and path is not None:
-        found = questions.read_edits(source.split(","))
+        found = read_edits(source.split(","))
     else:
         known = ("facts", "entailment", "xnli", "relations=FOLDER", "edits=FILE")
         raise OptionError(
             f"--task takes {', '.join(known)}, got {task!r}{near_misses(kind, known)}"
         )
-    found = questions.demonstrated(found, demonstrations) if demonstrations else found
+    found = demonstrated(found, demonstrations) if demonstrations else found
     if items is None or items >= len(found):
         return found
     if items < 1:
@@ -133,5 +147,4 @@ def examples_of(model: Any, asked: "list[Question]", languages: str | None) -> "
     """Questions as examples, in the languages named on the command line."""
     from lens_lang.parallel import ParallelCorpora
 
-    chosen = None if languages is None else [each.strip() for each in languages.split(",")]
-    return ParallelCorpora.from_questions(asked, model, languages=chosen)
+    return ParallelCorpora.from_questions(asked, model, languages=languages_of(languages))

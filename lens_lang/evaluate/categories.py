@@ -336,7 +336,6 @@ def category_effect(
     judge = _Judge.of(model, examples)
     measured = _Measured(model, rule, len(examples.languages), fwd_hooks)
     preflight(model, [measured.firing.site])
-    generator = torch.Generator().manual_seed(seed)
     before, off, control, members = [], [], [], []
     batches = tqdm(
         examples.batches(batch_size),
@@ -349,14 +348,22 @@ def category_effect(
         kinds, resid = measured.kinds(batch)
         before.append(judge.scores(model, resid, batch.documents))
         members.append(kinds.sum(-1).movedim(0, -1))
-        with_off, with_random = [], []
-        for kind in kinds:
-            with_off.append(judge.scores(model, measured.without(batch, kind), batch.documents))
-            # Drawn example by example, so that the size of batches changes nothing.
-            draws = torch.stack([_random_masks(each, controls, generator) for each in kind], dim=1)
-            with_random.append(
-                [judge.scores(model, measured.without(batch, d), batch.documents) for d in draws]
-            )
+        # Drawn for each example by itself, so that the size of batches changes nothing.
+        numbers = batch.documents[:: len(examples.languages)].tolist()
+        draws = torch.stack(
+            [
+                _random_masks(kinds[:, place], controls, seed=(seed, number))
+                for place, number in enumerate(numbers)
+            ],
+            dim=2,
+        )
+        with_off = [
+            judge.scores(model, measured.without(batch, kind), batch.documents) for kind in kinds
+        ]
+        with_random = [
+            [judge.scores(model, measured.without(batch, draw), batch.documents) for draw in some]
+            for some in draws
+        ]
         off.append(with_off)
         control.append(with_random)
     n_langs = len(examples.languages)
@@ -579,11 +586,13 @@ class _Judge:
 
 
 def _random_masks(
-    off: Bool[Tensor, "layer neuron"], draws: int, generator: torch.Generator
-) -> Bool[Tensor, "draw layer neuron"]:
-    """As many neurons of every layer, drawn from all of it."""
-    order = torch.rand(draws, *off.shape, generator=generator).argsort(-1).argsort(-1)
-    return order < off.sum(-1, keepdim=True)
+    kinds: Bool[Tensor, "category layer neuron"], draws: int, *, seed: tuple[int, int]
+) -> Bool[Tensor, "category draw layer neuron"]:
+    """As many neurons of every layer as each kind has, drawn from all of it."""
+    generator = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
+    kind_count, *shape = kinds.shape
+    order = torch.rand(kind_count, draws, *shape, generator=generator).argsort(-1).argsort(-1)
+    return order < kinds.sum(-1)[:, None, :, None]
 
 
 def _with_ends(name: str, values: Float[Tensor, "example"]) -> dict[str, float]:
