@@ -57,19 +57,14 @@ def attribute(
     say("contributions are measured")
     effect = category_effect(loaded, examples, rule, controls=controls)
     effect.save(out / "categoryeffect.safetensors")
-    shares = contributions.summary().set_index(["language", "category"])
+    shares = contributions.summary().set_index(["language", "category"])[["contribution", "top"]]
+    mean = shares.groupby("category").mean()
     rows: list[dict[Any, Any]] = []
     for row in effect.summary().round(4).to_dict("records"):
         key = (row["language"], row["category"])
-        found: dict[str, Any] = {}
-        if key in shares.index:
-            found = {
-                name: round(float(shares.loc[key, name]), 4) for name in ("contribution", "top")
-            }
-        elif not as_json:
-            found = {"contribution": "", "top": ""}
+        found = shares.loc[key] if key in shares.index else mean.loc[key[1]]
         kept = row if as_json else {name: row[name] for name in _SHOWN if name in row}
-        rows.append({**kept, **found})
+        rows.append({**kept, **found.round(4).to_dict()})
     print_rows(rows, as_json, "Share of neurons and contribution; answers with each kind off, nats")
     if cards:
         _show_cards(loaded, examples, cards)
