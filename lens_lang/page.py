@@ -99,8 +99,12 @@ def _sections(results: Mapping[Path, Result]) -> list[Section]:
         path.stem: result for path, result in results.items() if isinstance(result, LanguageNeurons)
     }
     made: list[Section] = []
+    shared = any(isinstance(result, SharingPatterns) for result in results.values())
     for path, result in results.items():
-        if isinstance(result, LanguageNeurons):
+        # what `sharing` finds has a section of its own, where its patterns are
+        if isinstance(result, LanguageNeurons) and not (
+            shared and result.provenance.get("method") == "sharing"
+        ):
             made.append(neurons_section(path.stem, result))
     for path, result in results.items():
         if isinstance(result, PerplexityMatrix):
@@ -123,9 +127,13 @@ def _sections(results: Mapping[Path, Result]) -> list[Section]:
             made.append(latent_section(path.stem, result))
         elif isinstance(result, HeadAttention):
             made.append(heads_section(result))
-        elif isinstance(result, SharingPatterns):
-            made.append(sharing_section(path.stem, result))
-        elif isinstance(result, CategoryContributions):
+    made += [
+        sharing_section(path.stem, result)
+        for path, result in results.items()
+        if isinstance(result, SharingPatterns)
+    ]
+    for path, result in results.items():
+        if isinstance(result, CategoryContributions):
             made.append(contributions_section(path.stem, result))
         elif isinstance(result, CategoryEffect):
             made.append(category_effect_section(path.stem, result))

@@ -540,11 +540,12 @@ def test_shared_neurons_their_part_and_their_effect_have_sections(tmp_path: Path
     )
     contributions.save(tmp_path / "categorycontributions.safetensors")
     planted().save(tmp_path / "categoryeffect.safetensors")
+    sharing(patterns).neurons().save(tmp_path / "sharing.safetensors")
     elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
     assert elements.headings[:3] == [
+        "Neurons shared by languages (sharingpatterns)",
         "What neurons of each kind contribute (categorycontributions)",
         "Effect of switching off each kind (categoryeffect)",
-        "Neurons shared by languages (sharingpatterns)",
     ]
     assert len(elements.figures) == 1 + 2 + 1
     assert "6 examples in en, fr, de" in elements.text

@@ -50,13 +50,15 @@ def test_shares_are_stacked_to_all_neurons(found: Sharing) -> None:
     assert figure.data[0].marker.color == figure.data[1].marker.color
 
 
-def test_contributions_are_a_map_of_kinds_languages_and_layers(
+def test_contributions_are_a_map_of_kinds_and_layers(
     contributions: CategoryContributions,
 ) -> None:
     figure = plot.category_contributions(contributions)
-    assert list(figure.data[0].y) == [f"{kind} {lang}" for kind in LABELS for lang in ("en", "fr")]
+    assert list(figure.data[0].y) == LABELS
     shares = 100 * contributions.top.double().mean(0) / 9
-    assert figure.data[0].z[3] == pytest.approx(shares[1, :, 1].tolist())
+    for kind in range(4):
+        assert figure.data[0].z[kind] == pytest.approx(shares[:, :, kind].mean(0).tolist())
+    assert f"fr {float(shares[1, 2, 1]):.3g}" in figure.data[0].customdata[1][2]
     one = plot.category_contributions(contributions, statistic="max", language="French")
     assert one.data[0].z[2] == pytest.approx(contributions.contribution.mean(0)[1, :, 2, 2])
     signed = plot.category_contributions(contributions, statistic="effective min")

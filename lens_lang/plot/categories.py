@@ -89,10 +89,10 @@ def category_contributions(
         statistic: ``"top"``: of the neurons of highest contribution in a layer, how many are of
             each kind. ``"sum"``, ``"mean"``, ``"max"`` or ``"min"`` of the contribution scores.
             ``"effective sum"`` and so on: of the effective scores for the answer.
-        language: One language; None draws all.
+        language: One language; None draws the mean over all.
 
     Returns:
-        A map for each kind: languages by layers, means over examples.
+        A map, kinds by layers, means over examples. Hovering shows every language.
 
     Raises:
         OptionError: There is no such statistic, or there were no answers.
@@ -111,28 +111,42 @@ def category_contributions(
             f"statistic must be top, {', '.join(STATISTICS)}, or effective and one of these, got "
             f"{statistic!r}"
         )
-    languages = list(contributions.languages)
-    if language is not None:
-        place = find_language(language, contributions.languages)
-        values, languages = values[[place]], [languages[place]]
-    shown = values.permute(2, 0, 1).flatten(0, 1)
-    unit = "% of the highest" if statistic == "top" else statistic
     factor = 100 if statistic == "top" else 1
+    unit = "% of the highest" if statistic == "top" else statistic
+    values = factor * values
+    place = None if language is None else find_language(language, contributions.languages)
+    shown = (values.mean(0) if place is None else values[place]).T
+    whose = "" if place is None else f", {contributions.languages[place]}"
     figure = heat_map(
-        factor * shown,
-        [f"{label} {lang}" for label in _LABELS for lang in languages],
+        shown,
+        list(_LABELS),
         [str(layer) for layer in range(values.shape[1])],
-        text=[[f"{factor * x:.3g}" for x in row] for row in shown.tolist()],
-        hover="%{y}, layer %{x}: %{z:.3g}<extra></extra>",
-        title=f"What the neurons of each kind contribute ({unit})",
+        text=[[f"{x:.3g}" for x in row] for row in shown.tolist()],
+        hover="%{customdata}<extra></extra>",
+        title=f"What the neurons of each kind contribute ({unit}{whose})",
+    )
+    figure.update_traces(
+        customdata=[
+            [
+                f"{label}, layer {layer}<br>"
+                + "<br>".join(
+                    f"{lang} {x:.3g}"
+                    for lang, x in zip(
+                        contributions.languages, values[:, layer, kind].tolist(), strict=True
+                    )
+                )
+                for layer in range(values.shape[1])
+            ]
+            for kind, label in enumerate(_LABELS)
+        ]
     )
     signed = bool((shown < 0).any())
     figure.update_traces(colorscale="RdBu_r" if signed else "Blues", showscale=False)
     if signed:
         bound = float(shown.abs().max())
-        figure.update_traces(zmin=-factor * bound, zmax=factor * bound)
+        figure.update_traces(zmin=-bound, zmax=bound)
     figure.update_xaxes(title="layer")
-    figure.update_layout(margin={"l": 150})
+    figure.update_layout(margin={"l": 110})
     return figure
 
 

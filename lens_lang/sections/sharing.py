@@ -52,28 +52,26 @@ _PLACES = {"last": "the last token", "mean": "its tokens, on average,", "any": "
 def contributions_section(name: str, contributions: CategoryContributions) -> Section:
     """How much the neurons of each kind write at the last token."""
     table = contributions.summary()
-    rows = [
-        [
-            str(row["language"]),
-            _LABELS[row["category"]],
-            *(
-                f"{row[key]:.3f} [{row[f'{key}_low']:.3f}, {row[f'{key}_high']:.3f}]"
-                for key in ("neurons", "contribution", "top")
-            ),
-            f"{row['lift']:.2f}" if row["lift"] == row["lift"] else "",
-        ]
-        for _, row in table.iterrows()
-    ]
+    rows = []
+    for category, part in table.groupby("category", sort=False):
+        cells = [_LABELS[str(category)]]
+        for key in ("neurons", "contribution", "top"):
+            cells.append(f"{part[key].mean():.3f}")
+            if key != "neurons":  # the same in every language
+                by_language = part.set_index("language")[key].sort_values()
+                (least, low), *_, (most, high) = by_language.items()
+                cells[-1] += f" ({least} {low:.3f} to {most} {high:.3f})"
+        rows.append([*cells, f"{part['lift'].mean():.2f}" if part["neurons"].any() else ""])
     return Section(
         title=f"What neurons of each kind contribute ({name})",
         text=[
             f"{len(contributions.names)} examples. A neuron contributes the length of what it "
             "writes into the residual stream at the last token. Of all neurons, of the summed "
             f"contribution, and of the {contributions.top_count} neurons of each layer that "
-            "contribute most: the share of each kind, with 95 % intervals by bootstrap over "
-            "examples. Lift is the last over the first."
+            "contribute most: the share of each kind, means over examples and languages, with the "
+            "languages where it is least and most. Lift is the last over the first."
         ],
-        columns=["language", "kind", "of all neurons", "of the contribution", "of the top", "lift"],
+        columns=["kind", "of all neurons", "of the contribution", "of the top", "lift"],
         rows=rows,
         figures=[figures.category_contributions(contributions).to_json()],
     )
@@ -84,9 +82,8 @@ def category_effect_section(name: str, effect: CategoryEffect) -> Section:
     table = effect.summary()
     measured = effect.control.shape[1] > 0
     rows = []
-    for _, row in table.iterrows():
+    for _, row in table[table["language"] == EVERY].iterrows():
         cells = [
-            "mean of all" if row["language"] == EVERY else str(row["language"]),
             _LABELS[row["category"]],
             f"{100 * row['neurons']:.1f} %",
             f"{row['accuracy_before']:.2f}",
@@ -102,14 +99,14 @@ def category_effect_section(name: str, effect: CategoryEffect) -> Section:
     return Section(
         title=f"Effect of switching off each kind ({name})",
         text=[
-            f"{len(effect.names)} examples. The neurons of one kind are switched off, other ones "
-            "for every example, and the answer's first token is scored: its log-probability in "
-            "nats, and whether it is the model's answer. Random: as many neurons of every layer, "
-            f"{effect.control.shape[1]} draws an example, with where one more would lie. Other "
-            "intervals are 95 %, by bootstrap over examples."
+            f"{len(effect.names)} examples in {', '.join(effect.languages)}. The neurons of one "
+            "kind are switched off, other ones for every example, and the answer's first token is "
+            "scored: its log-probability in nats, and whether it is the model's answer. Random: as "
+            f"many neurons of every layer, {effect.control.shape[1]} draws an example, with where "
+            "one more would lie. Other intervals are 95 %, by bootstrap over examples. Means over "
+            "languages; the figure has each."
         ],
         columns=[
-            "language",
             "kind",
             "of all neurons",
             "right before",
