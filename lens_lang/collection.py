@@ -93,6 +93,11 @@ def collect(
         StorageError: The run folder belongs to another run, or cannot be written.
     """
     _check_specs(specs, run_dir, fwd_hooks, Spec)
+    if not isinstance(corpora, Corpora):
+        raise OptionError(
+            f"collect reads Corpora, got {type(corpora).__name__}: collect_parallel reads examples "
+            "in several languages"
+        )
     bound = [spec.bind(model) for spec in specs]
     corpora, cut = _rows_for(bound, corpora)
     planned = corpora.n_batches(batch_size)
@@ -185,6 +190,11 @@ def collect_parallel(
         OptionError: A spec is not one for examples in several languages.
     """
     _check_specs(specs, run_dir, fwd_hooks, ParallelSpec)
+    if not isinstance(examples, ParallelCorpora):
+        raise OptionError(
+            f"collect_parallel reads ParallelCorpora, got {type(examples).__name__}: collect reads "
+            "corpora"
+        )
     about = examples.about()
     bound = [spec.bind_examples(model, about) for spec in specs]
     sites = list(dict.fromkeys(site for spec in bound for site in spec.sites))
@@ -212,8 +222,9 @@ def _check_specs(specs: Sequence[Any], run_dir: Any, fwd_hooks: FwdHooks, kind: 
     if not specs:
         raise OptionError(f"{name} needs at least one spec, such as {example}")
     for spec in specs:
-        if not isinstance(spec, kind):
-            raise OptionError(f"{name} takes specs such as {example}, not {type(spec).__name__}")
+        if isinstance(spec, type) or not isinstance(spec, kind):
+            given = spec.__name__ if isinstance(spec, type) else type(spec).__name__
+            raise OptionError(f"{name} takes specs such as {example}, not {given}")
     if run_dir is not None and fwd_hooks:
         raise OptionError(
             "A run folder cannot tell one hook function from another, so it cannot resume under "

@@ -159,6 +159,22 @@ def tokenise(tokenizer: Any, texts: Iterable[str], *, limit: int | None, lang: s
     return joined if limit is None else joined.cut(limit)
 
 
+def first_token(tokenizer: Any, text: str) -> int | None:
+    """Return the first token of a text that spells something, by itself; None if none does.
+
+    Sentencepiece puts a word boundary in front of every text: ``▁`` alone, where the first
+    character has no piece that begins with it.
+
+    Args:
+        tokenizer: Of `transformers`.
+        text: The text.
+    """
+    ids = _token_ids(tokenizer, [text])[0]
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    spelled = (i for i, piece in zip(ids, pieces, strict=True) if str(piece).strip("▁Ġ \t\n"))
+    return next(spelled, ids[0] if ids else None)
+
+
 def _token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     # verbose=False: a document longer than the model's context is no mistake here, rows cut it
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

@@ -5,10 +5,12 @@
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from lens_lang.errors import LanguageError, near_misses
 
 
+@lru_cache(maxsize=4096)
 def language_tag(name: str) -> str:
     """Return the BCP-47 tag of a language.
 

@@ -19,7 +19,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_lang.corpora import Corpora, TokenBatch, padded_batch, sample_sentences
-from lens_lang.documents import Documents, TokenisingModel, bos_token, tokenise, tokenizer_of
+from lens_lang.documents import (
+    Documents,
+    TokenisingModel,
+    bos_token,
+    first_token,
+    tokenise,
+    tokenizer_of,
+)
 from lens_lang.errors import CorpusError, LanguageError, OptionError, near_misses
 from lens_lang.languages import distinct_languages, find_language, language_tag
 from lens_lang.questions import Question, space_between
@@ -97,7 +104,10 @@ class ParallelCorpora:
             CorpusError: There is no question, one is empty, or only some have answers.
             LanguageError: A question lacks a language, they share fewer than two, or one of
                 those asked for is unknown or given twice.
+            OptionError: `questions` or `languages` is one instead of a list.
         """
+        if isinstance(questions, Question) or isinstance(languages, str):
+            raise OptionError("questions and languages are lists: give [question], ['en', 'fr']")
         if not questions:
             raise CorpusError("There is no question")
         if languages is None:
@@ -192,6 +202,7 @@ class ParallelCorpora:
         model: TokenisingModel,
         *,
         text_column: str = "text",
+        names: Sequence[str] | None = None,
         bos: bool | None = None,
     ) -> "ParallelCorpora":
         """Tokenise parallel text, one file per language: line n says the same in every file.
@@ -201,6 +212,8 @@ class ParallelCorpora:
                 ``.parquet``, or gzipped text file.
             model: Whose tokeniser to use.
             text_column: The column that holds the text, in all but ``.txt``.
+            names: What to call the examples; None numbers them. Results of several files are
+                only added if their examples' names differ.
             bos: Put BOS in front of every row. None does what TransformerLens does.
 
         Returns:
@@ -214,7 +227,7 @@ class ParallelCorpora:
             lang: read_documents(path, text_column=text_column, keep_blank=True)
             for lang, path in files.items()
         }
-        return cls.from_texts(texts, model, bos=bos)
+        return cls.from_texts(texts, model, names=names, bos=bos)
 
     @classmethod
     def from_tokens(
@@ -250,9 +263,14 @@ class ParallelCorpora:
         called = [str(n) for n in range(number)] if names is None else list(names)
         given = None
         if answers is not None:
+            if not all(isinstance(each, Sequence) for each in answers):
+                raise CorpusError("answers must be, for each example, one token per language")
             if len({len(each) for each in answers}) > 1:
                 raise CorpusError("answers must be one token per example and language")
-            given = torch.tensor([list(each) for each in answers], dtype=torch.int64)
+            rows = [list(each) for each in answers]
+            if not all(type(item) is int for row in rows for item in row):
+                raise CorpusError("answers must be token ids, which are whole numbers")
+            given = torch.tensor(rows, dtype=torch.int64)
         return cls(tuple(called), joined, bos_id=bos_id, answers=given)
 
     @classmethod
@@ -291,6 +309,11 @@ class ParallelCorpora:
         for docs in self.documents.values():
             for tensor in (docs.tokens, docs.ends):
                 digest.update(tensor.numpy().tobytes())
+        asked = [
+            [dict(each.answers), {k: list(v) for k, v in each.options.items()}]
+            for each in self.questions
+        ]
+        digest.update(json.dumps(asked).encode())
         if self.answers is not None:
             digest.update(self.answers.numpy().tobytes())
         return digest.hexdigest()[:32]
@@ -412,12 +435,11 @@ def _first_tokens(
     answers = [space_between(each.prompts[lang], lang) + each.answers[lang] for each in questions]
     both = [each.prompts[lang] + answer for each, answer in zip(questions, answers, strict=True)]
     found = []
-    for prompt, whole, answer in zip(
-        prompts,
-        _tokenised(tokenizer, questions, both, lang),
-        _tokenised(tokenizer, questions, answers, lang),
-        strict=True,
-    ):
+    wholes = _tokenised(tokenizer, questions, both, lang)
+    for prompt, whole, answer, each in zip(prompts, wholes, answers, questions, strict=True):
         follows = len(whole) > len(prompt) and torch.equal(whole[: len(prompt)], prompt)
-        found.append(int(whole[len(prompt)] if follows else answer[0]))
+        token = int(whole[len(prompt)]) if follows else first_token(tokenizer, answer)
+        if token is None:
+            raise CorpusError(f"The answer of {each.name!r} in {lang!r} has no token")
+        found.append(token)
     return torch.tensor(found)

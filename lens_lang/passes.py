@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from lens_lang.corpora import TokenBatch
 from lens_lang.errors import ActivationError
+from lens_lang.parallel import TOGETHER
 from lens_lang.run_folder import RunFolder, RunState
 from lens_lang.sites import (
     FwdHooks,
@@ -82,16 +83,20 @@ class Passes:
             fwd_hooks=self.fwd_hooks,
             readers=readers,
         )
-        _check_finite(self.model, totals, batch.language)
+        _check_finite(self.model, totals, batch)
         return sums, int(batch.mask.sum())
 
 
-def _check_finite(model: HookedModel, totals: Mapping[tuple[int, str], Tensor], lang: str) -> None:
+def _check_finite(
+    model: HookedModel, totals: Mapping[tuple[int, str], Tensor], batch: TokenBatch
+) -> None:
+    numbers = ", ".join(map(str, dict.fromkeys(batch.documents.tolist())))
+    where = f"examples {numbers}" if batch.language == TOGETHER else f"text of {batch.language!r}"
     for (layer, site), total in sorted(totals.items()):
         if not torch.isfinite(total):
             raise ActivationError(
-                f"{model_name(model)} produced NaN or infinity in layer {layer} at {site} on text "
-                f"of {lang!r}. What was summed before is kept; half precision often needs "
+                f"{model_name(model)} produced NaN or infinity in layer {layer} at {site} on "
+                f"{where}. What was summed before is kept; half precision often needs "
                 "bfloat16 or float32 instead of float16"
             )
 

@@ -158,7 +158,7 @@ class SharingPatterns:
         """
         number, _, layers, _ = activations.shape
         called = tuple(map(str, range(number))) if names is None else tuple(names)
-        levels = _levels(threshold)
+        levels = levels_of(threshold)
         _check_languages(len(languages))
         sums = Sums()
         for some in torch.split(torch.arange(number), _EXAMPLES_AT_ONCE):
@@ -204,9 +204,10 @@ class SharingPatterns:
 
     def __repr__(self) -> str:
         layers, neurons = self.firing.shape[-2:]
+        levels = ", ".join(f"{level:g}" for level in self.thresholds)
         return (
             f"SharingPatterns({self.n_examples} examples in {', '.join(self.languages)}; "
-            f"{layers} layers of {neurons})"
+            f"{layers} layers of {neurons}; {self.space} above {levels}, {self.position})"
         )
 
     def save(self, path: str | Path) -> None:
@@ -273,7 +274,7 @@ class SharingPattern:
     space: FiringSpace = "gate"
 
     def __post_init__(self) -> None:
-        _levels(self.threshold)
+        levels_of(self.threshold)
         if self.position not in ("last", "mean", "any"):
             raise OptionError(f"position must be last, mean or any, got {self.position!r}")
         if self.space not in ("gate", "product"):
@@ -309,6 +310,18 @@ class Firing:
         return read if self.activation is None else self.activation(read)
 
 
+def one_level(threshold: Any) -> float:
+    """Return a threshold as a number.
+
+    Raises:
+        OptionError: It is no number, or several.
+    """
+    (level, *more) = levels_of(threshold)
+    if more:
+        raise OptionError(f"threshold must be one number here, got {threshold!r}")
+    return level
+
+
 def last_tokens(reading: Reading) -> Int[Tensor, "batch"]:
     """Return the place of the last token that counts, of every row."""
     places = torch.arange(reading.mask.shape[1]).expand_as(reading.mask)
@@ -326,7 +339,7 @@ class _BoundPattern:
     def __init__(self, spec: SharingPattern, firing: Firing, examples: Examples) -> None:
         self.spec, self.firing, self.examples = spec, firing, examples
         self.sites = (firing.site,)
-        self.levels = _levels(spec.threshold)
+        self.levels = levels_of(spec.threshold)
 
     def update(self, sums: Sums, reading: Reading) -> None:
         """Add one layer of a batch."""
@@ -402,8 +415,13 @@ def _result(
     )
 
 
-def _levels(threshold: Any) -> tuple[float, ...]:
-    levels = threshold if isinstance(threshold, Sequence) else (threshold,)
+def levels_of(threshold: Any) -> tuple[float, ...]:
+    """Return one threshold, or several, as numbers.
+
+    Raises:
+        OptionError: They are no numbers, or one is given twice.
+    """
+    levels = threshold if isinstance(threshold, tuple | list) else (threshold,)
     if not levels or not all(
         isinstance(x, int | float) and not isinstance(x, bool) and x == x for x in levels
     ):

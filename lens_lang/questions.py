@@ -7,11 +7,16 @@ one prompt and one answer per language. Solved questions may be shown in front o
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeVar
 
 from lens_lang.errors import CorpusError, LanguageError, OptionError, near_misses
+from lens_lang.languages import language_tag
 
 Texts = Mapping[str, str]
 """One text per language."""
+
+AnyText = TypeVar("AnyText")
 
 _WITHOUT_SPACES = ("ja", "zh", "yue", "th", "lo", "km", "my")
 _CLOSING = {
@@ -27,18 +32,21 @@ _CLOSING = {
     "（": "）",
     "《": "》",
 }
+_JOINED = "¿¡'’"
+"""Opening marks of Spanish; an apostrophe is an elision (l', d') or opens something."""
 _CLOSES_TOO = {"“": "„", "‘": "‚", "«": "»"}
 """German and its neighbours close with what others open with: „so“, ‚so‘, »so«."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Question:
     """One item, in every language it is given in.
 
     Attributes:
         name: What to call it.
-        prompts: By language; each ends where its answer begins.
-        answers: The right answer by language; empty for text that asks nothing.
+        prompts: By language, under any of its names; each ends where its answer begins.
+        answers: The right answer by language, without the space before it; empty for text that
+            asks nothing.
         options: By language what to choose from, the answer among it; empty for an open question.
         group: Its kind, such as a relation; demonstrations come from the same.
     """
@@ -50,12 +58,30 @@ class Question:
     group: str = ""
 
     def __post_init__(self) -> None:
-        for lang, options in self.options.items():
-            if options and self.answers.get(lang) not in options:
+        prompts = self._by_tag(self.prompts)
+        answers = {lang: text.strip() for lang, text in self._by_tag(self.answers).items()}
+        options = {
+            lang: tuple(word.strip() for word in words)
+            for lang, words in self._by_tag(self.options).items()
+        }
+        for name, given in (("prompts", prompts), ("answers", answers), ("options", options)):
+            object.__setattr__(self, name, MappingProxyType(given))
+        for lang, offered in self.options.items():
+            if offered and self.answers.get(lang) not in offered:
                 raise CorpusError(
-                    f"{self.name!r} in {lang!r} offers {', '.join(options)}, and its answer "
+                    f"{self.name!r} in {lang!r} offers {', '.join(offered)}, and its answer "
                     f"{self.answers.get(lang)!r} is none of them"
                 )
+
+    def _by_tag(self, given: Mapping[str, AnyText]) -> dict[str, AnyText]:
+        found = {language_tag(lang): each for lang, each in given.items()}
+        if len(found) < len(given):
+            raise LanguageError(f"{self.name!r} is given twice in a language: {', '.join(given)}")
+        return found
+
+    def __repr__(self) -> str:
+        languages = ", ".join(self.languages)
+        return f"Question({self.name!r}: {next(iter(self.prompts.values()), '')!r} in {languages})"
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -100,7 +126,11 @@ def demonstrated(
                 if each.group == question.group
                 and languages <= each.prompts.keys() & each.answers.keys()
             ]
-        others = [each for each in fitting[key] if each.name != question.name]
+        others = [
+            each
+            for each in fitting[key]
+            if each.name != question.name and each.prompts != question.prompts
+        ]
         if len(others) < count:
             raise OptionError(
                 f"{question.name!r} cannot have {count} demonstrations: its group "
@@ -155,9 +185,11 @@ def space_between(prompt: str, lang: str) -> str:
         (' ', '')
     """
     end = prompt[-1:]
-    # an English instruction around Chinese text ends in English
-    written = lang.split("-")[0] in _WITHOUT_SPACES and not (end.isascii() and end != '"')
-    return "" if not end or end.isspace() or _left_open(prompt) or written else " "
+    # An English instruction around Chinese text ends in English, whatever its colon.
+    last = next((each for each in reversed(prompt) if each.isalpha()), "a")
+    written = lang.split("-")[0] in _WITHOUT_SPACES and not last.isascii()
+    joined = not end or end.isspace() or end in _JOINED or written
+    return "" if joined or _left_open(prompt) else " "
 
 
 def _left_open(prompt: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_lang.errors import ModelError, SiteError
+from lens_lang.errors import ActivationError, ModelError, SiteError
 from lens_lang.sites import (
     RESID_POST,
     FwdHooks,
@@ -76,6 +76,7 @@ def check_readout(model: HookedModel) -> None:
     Raises:
         ModelError: They differ, or the parts are missing: something that lens_lang does not know
             stands between the last block and the logits.
+        ActivationError: The model gives NaN or infinity.
     """
     device = getattr(model.cfg, "device", None)
     probe = torch.tensor([[0, 1]], device=device)
@@ -94,6 +95,11 @@ def check_readout(model: HookedModel) -> None:
                 f"{error}"
             ) from error
         own = model(probe)[0].float().log_softmax(-1).to(mine.device)
+    if not bool(torch.isfinite(own.amax(-1)).all()):
+        raise ActivationError(
+            f"{model_name(model)} gives NaN or infinite logits on two tokens: its weights are "
+            "broken"
+        )
     spread = float((own - own.mean(-1, keepdim=True)).abs().max())
     half = seen[0].dtype in (torch.float16, torch.bfloat16)
     worst = float((mine - own).abs().max())
@@ -144,6 +150,7 @@ def final_scale(
         norm = model.ln_final  # type: ignore[attr-defined]
         rows = torch.stack([probe, -probe, torch.ones_like(probe)])
         plus, minus, ones = norm(rows[None])[0].float()
+    probe = probe.to(plus.device)  # with a device map, the norm may be elsewhere than W_U
     bias = (plus + minus) / 2
     scale = (plus - minus) / 2 / probe.float()
     return scale, bool((ones - bias).norm() < 0.1 * scale.norm())

@@ -1,5 +1,6 @@
 """Facts by relation, and facts told anew: files as mLAMA, mParaRel and MzsRE have them."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,8 @@ def read_relations(source: str | Path, languages: Sequence[str]) -> list[Questio
     A relation's pattern is used where the object, ``[Y]``, stands at its end, as a model that
     reads from left to right needs it: the first such pattern of each language. Facts are aligned
     by relation, subject and object; those without a label or a pattern in every language are
-    left out.
+    left out, and those whose subject has several objects (the neighbours of a country), because
+    their prompts have several right answers.
 
     Args:
         source: A folder of mParaRel (``patterns/de/P36.jsonl``, ``tuples/de/P36.jsonl``) or of
@@ -45,11 +47,13 @@ def read_relations(source: str | Path, languages: Sequence[str]) -> list[Questio
     else:
         facts = {tag: dict(_facts_in_folder(source, tag)) for tag in tags}
     shared = [key for key in facts[tags[0]] if all(key in facts[tag] for tag in tags)]
+    objects = Counter(key[:2] for key in {key for each in facts.values() for key in each})
+    shared = [key for key in shared if objects[key[:2]] == 1]
     if not shared:
         counts = ", ".join(f"{tag} {len(each)}" for tag, each in facts.items())
         raise CorpusError(
-            f"{source} has no fact with a label, and a pattern that ends in [Y], in every language "
-            f"(facts that have both: {counts})"
+            f"{source} has no fact with one object, a label, and a pattern that ends in [Y], in "
+            f"every language (facts with a label and a pattern: {counts})"
         )
     return [
         Question(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lens_lang.attribute.categories import CategoryContributions
+from lens_lang.attribute.scores import NeuronScores
 from lens_lang.curves import LanguageCurve
 from lens_lang.delta import Delta
 from lens_lang.errors import StorageError, near_misses
@@ -32,6 +33,7 @@ Result = (
     | SharingPatterns
     | CategoryContributions
     | CategoryEffect
+    | NeuronScores
 )
 """Everything that has ``save``."""
 

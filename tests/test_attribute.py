@@ -202,6 +202,43 @@ def test_answers_are_one_per_prompt(llama: Any) -> None:
         effective_score(llama, bare)
 
 
+def test_answers_may_be_given_by_language_like_prompts() -> None:
+    model = bridge(hf_model("llama"))
+    model.tokenizer = LetterTokenizer()
+    prompts = {"en": ["abc", "d"], "fr": ["xyz"]}
+    flat = effective_score(model, prompts, ["P", "Q", "R"]).values
+    named = effective_score(model, prompts, {"French": ["R"], "en": ["P", "Q"]}).values
+    assert torch.equal(named, flat)
+    for wrong in ({"en": ["P"], "fr": ["R"]}, {"en": ["P", "Q"]}):
+        with pytest.raises(OptionError, match="as many as prompts"):
+            effective_score(model, prompts, wrong)
+    with pytest.raises(OptionError, match="text or the number of a token"):
+        gradient_attribution(model, prompts, [5.5, 6, 7])
+    with pytest.raises(OptionError, match="outside the vocabulary"):
+        gradient_attribution(model, prompts, [5, 6, -1])
+
+
+def test_hooks_behind_the_neurons_are_refused_where_sums_matter(llama: Any) -> None:
+    hooks = [("blocks.1.hook_mlp_out", lambda values, hook: 3 * values)]
+    with pytest.raises(SiteError, match="behind its neurons"):
+        contribution(llama, examples(), fwd_hooks=hooks)
+    with pytest.raises(SiteError, match="behind its neurons"):
+        gradient_attribution(llama, examples(1), method="integrated_gradients", fwd_hooks=hooks)
+    gradient_attribution(llama, examples(1), fwd_hooks=hooks)  # needs no sum
+
+
+def test_scores_are_kept_in_a_file(llama: Any, tmp_path: Path) -> None:
+    found = gradient_attribution(llama, examples(1), method="integrated_gradients", steps=2)
+    found.save(tmp_path / "s.safetensors")
+    again = results.load(tmp_path / "s.safetensors")
+    assert isinstance(again, NeuronScores)
+    assert torch.equal(again.values, found.values)
+    assert torch.equal(again.completeness_error, found.completeness_error)
+    (tmp_path / "s.safetensors").write_bytes(b"\0" * 64)
+    with pytest.raises(StorageError):
+        NeuronScores.load(tmp_path / "s.safetensors")
+
+
 def test_an_answer_may_be_text() -> None:
     model = bridge(hf_model("llama"))
     model.tokenizer = LetterTokenizer()
@@ -244,6 +281,10 @@ def test_broken_weights_end_in_a_sentence() -> None:
     docs = {"en": [[5, 6]], "fr": [[7, 96]]}
     texts = ParallelCorpora.from_tokens(docs, answers=[[5, 6]])
     with pytest.raises(ActivationError):
+        contribution(bridge(broken), texts)
+    with torch.no_grad():
+        broken.model.layers[0].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ActivationError, match="MLP of layer 0"):
         contribution(bridge(broken), texts)
     with pytest.raises(ActivationError):
         gradient_attribution(bridge(broken), texts)
@@ -508,7 +549,10 @@ def test_a_card_says_where_the_neuron_fires() -> None:
     frequency = Frequency(("en", "fr"), count, torch.tensor([10, 10]))
     card = neuron_card(model, (1, 7), vocabulary(), frequency=frequency)
     assert card.firing == {"en": 0.9, "fr": 0.1}
-    text = str(card)
+    with pytest.raises(ShapeError, match="frequencies"):
+        narrow = Frequency(("en", "fr"), count[..., :9], torch.tensor([10, 10]))
+        neuron_card(model, (1, 7), vocabulary(), frequency=narrow)
+    text = repr(card)
     assert "neuron 1.7" in text and "en 90 %" in text and "promotes" in text
     assert isinstance(card, NeuronCard)
     for wrong in ((3, 0), (0, 112), (-1, 0)):

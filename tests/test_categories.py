@@ -158,7 +158,7 @@ def test_random_neurons_of_one_layer_are_drawn_evenly() -> None:
 
     off = torch.zeros(1, 8, dtype=torch.bool)
     off[0, :2] = True
-    masks = _random_masks(off[None], 4000, seed=(0, 0))[0]
+    masks = _random_masks(off[None], 4000, seed="0")[0]
     assert masks.double().mean((0, 1)).tolist() == pytest.approx([0.25] * 8, abs=0.03)
 
 
@@ -240,6 +240,49 @@ def test_of_options_the_likeliest_is_the_models_answer() -> None:
         )
 
 
+def test_a_tie_between_options_is_no_answer() -> None:
+    model = bridge(hf_model("llama"))
+    model.tokenizer = LetterTokenizer()
+    with torch.no_grad():
+        c, d = (3 + ord(letter) % (VOCAB - 3) for letter in "cd")
+        head = model.unembed.original_component.weight
+        head[d] = head[c]
+    ask = Question(
+        "q",
+        {"en": "ab", "fr": "cd"},
+        {"en": "c", "fr": "d"},
+        dict.fromkeys(("en", "fr"), ("c", "d")),
+    )
+    texts = ParallelCorpora.from_questions([ask], model)
+    found = category_effect(model, texts, controls=0, progress=False)
+    assert not found.before_correct.any()
+
+
+def test_shares_of_the_examples_draw_the_same_random_sets() -> None:
+    model = tiny("llama")
+    whole = category_effect(model, examples(), controls=2, progress=False)
+    parts = [
+        category_effect(model, examples().select(some), controls=2, progress=False)
+        for some in ([0], [1, 2])
+    ]
+    both = parts[0] + parts[1]
+    assert both.names == whole.names
+    for name in ("before", "off", "control"):
+        assert torch.allclose(getattr(both, name), getattr(whole, name), atol=1e-4)
+    assert both.summary().shape == whole.summary().shape
+    with pytest.raises(OptionError, match="twice"):
+        whole + whole
+    with pytest.raises(ShapeError, match="controls"):
+        whole + category_effect(model, examples(), controls=1, progress=False)
+
+
+def test_answers_that_the_vocabulary_lacks_are_refused() -> None:
+    docs = {"en": [[5]], "fr": [[6]]}
+    texts = ParallelCorpora.from_tokens(docs, answers=[[VOCAB, 5]])
+    with pytest.raises(OptionError, match="outside the vocabulary"):
+        category_effect(tiny("llama"), texts)
+
+
 def test_examples_need_answers() -> None:
     texts = ParallelCorpora.from_tokens({"en": [[5]], "fr": [[6]]})
     with pytest.raises(CorpusError, match="no answers"):
@@ -285,7 +328,8 @@ def test_the_summary_sets_the_effect_beside_chance() -> None:
     assert (row["delta"], row["control"], row["beyond"]) == pytest.approx((-2.0, -0.5, -1.5))
     assert (row["accuracy_before"], row["accuracy"]) == pytest.approx((0.6, 0.0))
     assert row["delta_accuracy"] == pytest.approx(-0.6)
-    assert row["control_accuracy"] == 0.0
+    assert row["control_delta_accuracy"] == 0.0
+    assert row["beyond_accuracy"] == pytest.approx(-0.6)
     assert row["delta_low"] == row["delta_high"] == pytest.approx(-2.0)
     assert row["control_low"] < -0.6 and row["control_high"] > -0.4  # where one more would lie
     assert row["neurons"] == pytest.approx(0.34)
@@ -317,6 +361,8 @@ def test_models_are_compared_on_the_same_examples() -> None:
     table = sharing_and_accuracy({"a": one, "b": other})
     assert table.query("model == 'b'")["all_shared"].tolist() == pytest.approx([0.1, 0.1])
     assert table.query("model == 'a' and language == 'fr'")["accuracy"].item() == 0.3
+    with pytest.raises(ShapeError, match="another rule"):
+        sharing_and_accuracy({"a": one, "d": planted(provenance={"rule": {"threshold": 0.3}})})
     with pytest.raises(ShapeError, match="'c' was measured on other"):
         sharing_and_accuracy({"a": one, "c": planted(names=tuple("klmnopqrst"))})
     with pytest.raises(OptionError):
@@ -344,3 +390,4 @@ def test_other_hooks_are_there_all_along() -> None:
     for place in range(3):
         expected = log_probability(model, examples(), ablate(some), place)
         assert torch.allclose(found.before[:, place], expected.double(), atol=1e-4)
+    assert found.provenance["fwd_hooks"] == [f"blocks.{n}.mlp.hook_post" for n in range(3)]

@@ -156,6 +156,7 @@ def test_there_is_one_verb_per_function() -> None:
         (),
         ("demo",),
         ("collect",),
+        ("collect-parallel",),
         ("detect",),
         ("detect", "lape"),
         ("detect", "lap"),
@@ -780,7 +781,7 @@ def test_shared_neurons_from_collecting_to_the_report(
     run = tmp_path / "run"
     common = ("--task", f"facts={task}", "--demonstrations", 1)
     levels = ("--threshold", 0, "--threshold", 0.1)
-    done("collect", run, "--statistic", "sharing", *common, *levels)
+    done("collect-parallel", run, *common, *levels)
     examples = ParallelCorpora.from_questions(demonstrated(read_facts(task), 1), spelling_model)
     spec = SharingPattern(threshold=(0.0, 0.1))
     expected = collect_parallel(spelling_model, examples, spec)
@@ -794,7 +795,7 @@ def test_shared_neurons_from_collecting_to_the_report(
     assert rows[0]["share"] == pytest.approx(float(found.share[0, 0]), abs=1e-4)
     assert len(table_rows(done("detect", "sharing", run))) == LAYERS
     rows = json.loads(done("attribute", run, *common, "--controls", 1, "--items", 3, "--json"))
-    effect = load(run / "categoryeffect.safetensors")
+    effect = load(run / "categoryeffect-facts.safetensors")
     assert isinstance(effect, CategoryEffect)
     assert effect.names == ("q0", "q1", "q3")  # evenly chosen
     assert [row["language"] for row in rows] == ["en"] * 4 + ["fr"] * 4 + ["all"] * 4
@@ -819,12 +820,12 @@ def test_parallel_text_is_read_line_by_line(tmp_path: Path) -> None:
     (tmp_path / "en.txt").write_text("a cat\na dog\na cow\n")
     (tmp_path / "fr.txt").write_text("un chat\nun chien\nune vache\n")
     text = ("--text", f"en={tmp_path / 'en.txt'}", "--text", f"fr={tmp_path / 'fr.txt'}")
-    done("collect", tmp_path / "run", "--statistic", "sharing", *text, "--shard", "1/2")
+    done("collect-parallel", tmp_path / "run", *text, "--shard", "1/2")
     patterns = load(tmp_path / "run" / "sharingpatterns.safetensors")
     assert isinstance(patterns, SharingPatterns)
     assert patterns.names == ("1",)
     (tmp_path / "fr.txt").write_text("un chat\n\nune vache\n")
-    sentence = refused("collect", tmp_path / "b", "--statistic", "sharing", *text)
+    sentence = refused("collect-parallel", tmp_path / "b", *text)
     assert "empty in 'fr'" in sentence
 
 
@@ -845,12 +846,27 @@ def test_a_wrong_task_is_one_sentence_before_the_model_loads(
     tmp_path: Path, options: tuple[Any, ...], words: str
 ) -> None:
     assert words in refused("attribute", tmp_path, *options)
-    assert words in refused("collect", tmp_path, "--statistic", "sharing", *options)
+    assert words in refused("collect-parallel", tmp_path, *options)
 
 
-def test_a_task_is_for_shared_neurons(tmp_path: Path) -> None:
-    assert "--statistic sharing only" in refused("collect", tmp_path, "--task", "facts")
-    assert "--cards" in refused("attribute", tmp_path, "--cards", -1)
+def test_options_that_do_not_go_together_are_refused(tmp_path: Path, texts: list[str]) -> None:
+    run = ("collect-parallel", tmp_path)
+    assert "two sources" in refused(*run, "--task", "facts", *texts)
+    assert "leave out --languages" in refused(*run, "--languages", "en, fr", *texts)
+    assert "give --task" in refused(*run, "--demonstrations", 1)
+    for wrong in ("--cards", "--controls"):
+        assert "at least 0" in refused("attribute", tmp_path, wrong, -1)
+
+
+@pytest.mark.usefixtures("tiny_model")
+def test_languages_and_items_of_the_sample_can_be_chosen(tmp_path: Path) -> None:
+    done("collect-parallel", tmp_path, "--languages", "en, zh", "--items", 2, "--batch-size", 1)
+    patterns = load(tmp_path / "sharingpatterns.safetensors")
+    assert isinstance(patterns, SharingPatterns)
+    assert (patterns.languages, patterns.names) == (("en", "zh"), ("0", "60"))
+    any_example = json.loads(done("detect", "sharing", tmp_path, "--across", "any", "--json"))
+    assert len(any_example) == 4 * LAYERS
+    assert "--across must be" in refused("detect", "sharing", tmp_path, "--across", "all")
 
 
 # --- keeping ---

@@ -91,7 +91,6 @@ LEVELS: dict[str, int] = {
     "page": 11,
     "demo": 12,
     "cli.__main__": 13,
-    "cli.attributing": 13,
     "cli.detecting": 13,
     "cli.judging": 13,
     "cli.keeping": 13,
@@ -101,6 +100,7 @@ LEVELS: dict[str, int] = {
     "cli.printing": 13,
     "cli.program": 13,
     "cli.reporting": 13,
+    "cli.sharing": 13,
 }
 NEVER_IMPORT = {"detect": ("collection", "corpora"), "intervene": ("collection", "corpora")}
 ONLY_INSIDE_FUNCTIONS = ("transformer_lens", "plotly", "circuitsvis", "ray", "py3langid", "lingua")

@@ -354,7 +354,7 @@ def test_a_text_that_no_token_spells_is_named() -> None:
         ParallelCorpora.from_questions([Question("a", BOTH), silent], model)
     silent = Question("b", {"en": "b", "zh": "b是"}, {"en": "a", "zh": "?"})
     loud = Question("a", {"en": "a", "zh": "b是"}, {"en": "a", "zh": "c"})
-    with pytest.raises(CorpusError, match="Example 'b' is empty in 'zh'"):
+    with pytest.raises(CorpusError, match="answer of 'b' in 'zh' has no token"):
         ParallelCorpora.from_questions([loud, silent], model)
 
 
@@ -384,3 +384,24 @@ def test_answers_begin_as_they_are_written_in_the_real_tokeniser(gemma: Any) -> 
                 text = gemma.tokenizer.decode([token]).strip()
                 assert text, (task, question.name, lang)
                 assert question.answers[lang].startswith(text.rstrip("\ufffd")), (task, lang, text)
+
+
+def test_a_bare_word_boundary_is_no_answer() -> None:
+    """Sentencepiece puts one in front of every text: alone, where no piece begins with it."""
+    from tokenizers import Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {
+        piece: n for n, piece in enumerate(["<unk>", "▁", "首", "都", "是", "北", "京", "是北"])
+    }
+    core = Tokenizer(models.BPE(vocab, [("是", "北")], unk_token="<unk>"))
+    core.normalizer = normalizers.Prepend("▁")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+    model: Any = SimpleNamespace(
+        tokenizer=tokenizer, cfg=SimpleNamespace(default_prepend_bos=False)
+    )
+    ask = Question("q", {"zh": "首都是", "ja": "首都"}, {"zh": "北京", "ja": "北京"})
+    texts = ParallelCorpora.from_questions([ask], model)
+    assert texts.answers is not None
+    # across the border "是北" is one piece, so the answer's own first piece that spells something
+    assert texts.answers.tolist() == [[vocab["北"], vocab["北"]]]

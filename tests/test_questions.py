@@ -8,6 +8,40 @@ from lens_lang.errors import CorpusError, LanguageError, OptionError
 from lens_lang.questions import Question, answered, demonstrated, space_between
 
 
+@pytest.mark.parametrize(
+    ("prompt", "lang", "space"),
+    [
+        ("答案:", "zh", ""),
+        ("（公司）", "zh", ""),
+        ("前提：他来了。Answer:", "zh", " "),
+        ("¿", "es", ""),
+        ("La monnaie est l'", "fr", ""),
+        ("The answer:", "en", " "),
+    ],
+)
+def test_the_last_letter_says_whether_a_space_follows(prompt: str, lang: str, space: str) -> None:
+    assert space_between(prompt, lang) == space
+
+
+def test_languages_have_one_name_and_answers_no_space() -> None:
+    ask = Question("x", {"English": "The sky is", "cmn": "天空是"}, {"en": " blue ", "zh": "蓝"})
+    assert ask.languages == ("en", "zh")
+    assert answered(ask, "zh") == "天空是蓝"
+    assert answered(ask, "en") == "The sky is blue"
+    with pytest.raises(LanguageError, match="twice"):
+        Question("x", {"English": "a", "en": "b"})
+    assert repr(ask) == "Question('x': 'The sky is' in en, zh)"
+
+
+def test_a_question_is_not_shown_to_one_that_asks_the_same() -> None:
+    same = [
+        Question(name, {"en": "Italy borders"}, {"en": answer}, group="p")
+        for name, answer in (("a", "France"), ("b", "Austria"))
+    ]
+    with pytest.raises(OptionError, match="0 other questions"):
+        demonstrated(same, 1)
+
+
 def asked(number: int, *languages: str, group: str = "a") -> Question:
     name = f"{group}{number}"
     prompts = {lang: f"{lang} {name} is" for lang in languages}

@@ -132,8 +132,8 @@ def test_languages_are_known_and_given_once(languages: list[str], tmp_path: Path
         ({"sub_uri": "Q1", "obj_uri": "Q2", "sub_label": "a"}, "Row 1 .* no column 'obj_label'"),
         ({**tuples("en")[0], "obj_label": ["Paris"]}, "Row 1 .* has list in column 'obj_label'"),
         ({**tuples("en")[0], "sub_label": "\ud800"}, "'sub_label' has half a surrogate pair"),
-        ({**tuples("en")[0], "sub_label": " "}, r"facts that have both: en 0"),
-        ({**tuples("en")[0], "obj_uri": None}, r"facts that have both: en 0"),
+        ({**tuples("en")[0], "sub_label": " "}, r"a label and a pattern: en 0"),
+        ({**tuples("en")[0], "obj_uri": None}, r"a label and a pattern: en 0"),
         ([], "Row 1 .* is list, not an object"),
     ],
 )  # fmt: skip

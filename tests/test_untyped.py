@@ -29,7 +29,7 @@ from lens_lang.attribute.gradients import gradient_attribution
 from lens_lang.attribute.writing import token_vectors
 from lens_lang.collection import collect, collect_parallel
 from lens_lang.detect.sharing import sharing
-from lens_lang.evaluate.categories import PerExample
+from lens_lang.evaluate.categories import PerExample, category_effect
 from lens_lang.parallel import ParallelCorpora
 from lens_lang.patterns import SharingPattern, SharingPatterns
 from lens_lang.rows import ablate_rows
@@ -63,6 +63,25 @@ CASES = {
     "CategoryContribution(space='up')": "space must be gate or product, got 'up'",
     "CategoryContribution(vector='both')": "vector must be unembedding or embedding, got 'both'",
     "ablate_rows(torch.ones(2, 1, 5) > 0, at=torch.tensor([1]))": "at must be one token per row, 2",
+    "PerExample(threshold=(0.0, 0.1))": "threshold must be one number here, got (0.0, 0.1)",
+    "PerExample(threshold='0')": "threshold must be a number, or several, got '0'",
+    "CategoryContribution(threshold=float('nan'))": "threshold must be a number",
+    "CategoryContribution(top='800')": "top must be a share up to 1, or a whole number, got '800'",
+    "collect_parallel(None, PAIR.by_language, SharingPattern())": (
+        "collect_parallel reads ParallelCorpora, got Corpora"
+    ),
+    "collect(None, PAIR, ActivationFrequency())": "collect reads Corpora, got ParallelCorpora",
+    "collect(None, PAIR.by_language, ActivationFrequency)": (
+        "collect takes specs such as ActivationFrequency(), not ActivationFrequency"
+    ),
+    "ParallelCorpora.from_tokens({'en': [[5]], 'fr': [[6]]}, answers=[[1.5, 2]])": (
+        "answers must be token ids"
+    ),
+    "ParallelCorpora.from_tokens({'en': [[5]], 'fr': [[6]]}, answers=[1, 2])": (
+        "answers must be, for each example, one token per language"
+    ),
+    "category_effect(None, PAIR, 'all')": "takes ParallelCorpora and a PerExample rule, got",
+    "ParallelCorpora.from_questions([1], SPELLER, languages='en')": "are lists: give",
     "PerExample(positions='first')": "positions must be all or last, got 'first'",
     "PerExample(space='up')": "space must be gate or product, got 'up'",
     "gradient_attribution(None, [], method='lrp')": "method must be gradient_x_activation or",

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lens_lang.attention import widened
 from lens_lang.attribute.writing import writing
-from lens_lang.errors import OptionError
+from lens_lang.errors import OptionError, SiteError
 from lens_lang.readout import CHUNK_LOGITS, final_scale
-from lens_lang.sites import HookedModel, model_name, n_layers
+from lens_lang.sites import MLP_POST, MLP_PRE, HookedModel, check_layers, model_name, n_layers
 from lens_lang.spelling import as_text, spell_vocabulary
 from lens_lang.stats import Frequency
 from lens_lang.vocabulary import OTHER, VocabularyLanguages
@@ -41,7 +41,7 @@ class Item:
     language: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NeuronCard:
     """What is known of one MLP neuron.
 
@@ -63,7 +63,7 @@ class NeuronCard:
     firing: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """The card as text."""
         lines = [f"neuron {self.layer}.{self.index} of {self.provenance.get('model', 'a model')}"]
         for what, items in (("promotes", self.promoted), ("suppresses", self.suppressed)):
@@ -103,7 +103,8 @@ def neuron_card(
 
     Raises:
         OptionError: There is no such neuron, or `top_k` is out of its range.
-        ShapeError: `vocabulary` was made for another model.
+        ShapeError: `vocabulary` or `frequency` was made for another model.
+        SiteError: `frequency` is not of MLP neurons.
         ModelError: The weights are quantised and cannot be read.
     """
     layer, index = neuron
@@ -139,6 +140,12 @@ def neuron_card(
     mean = share[[item.token for item in ends[0]]].mean(0).tolist()
     firing = {}
     if frequency is not None:
+        shape = (frequency.count.shape[1], frequency.count.shape[2])
+        check_layers(model, MLP_POST, shape, what="frequencies")
+        if frequency.site not in (MLP_PRE, MLP_POST):
+            raise SiteError(
+                f"The frequencies are of {frequency.site.name}, and this is a neuron of an MLP"
+            )
         probability = frequency.probability[:, layer, index].tolist()
         firing = dict(zip(frequency.languages, probability, strict=True))
     return NeuronCard(

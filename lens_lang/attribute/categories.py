@@ -19,7 +19,14 @@ from lens_lang.attribute.writing import TokenVector, Writing, check_writing, tok
 from lens_lang.errors import OptionError, ShapeError, StorageError
 from lens_lang.evaluate.significance import mean_interval
 from lens_lang.languages import distinct_languages
-from lens_lang.patterns import CATEGORIES, Firing, FiringSpace, at_last_token, categories
+from lens_lang.patterns import (
+    CATEGORIES,
+    Firing,
+    FiringSpace,
+    at_last_token,
+    categories,
+    one_level,
+)
 from lens_lang.sites import MLP_POST, HookedModel
 from lens_lang.specs import Examples, Reading, Sums
 from lens_lang.stats import joined_provenance
@@ -248,8 +255,13 @@ class CategoryContribution:
     vector: TokenVector = "unembedding"
 
     def __post_init__(self) -> None:
-        if not self.top > 0 or (self.top > 1 and self.top != int(self.top)):
-            raise OptionError(f"top must be a share up to 1, or a whole number, got {self.top}")
+        one_level(self.threshold)
+        if (
+            not isinstance(self.top, int | float)
+            or not self.top > 0
+            or (self.top > 1 and self.top != int(self.top))
+        ):
+            raise OptionError(f"top must be a share up to 1, or a whole number, got {self.top!r}")
         if self.space not in ("gate", "product"):
             raise OptionError(f"space must be gate or product, got {self.space!r}")
         if self.vector not in ("unembedding", "embedding"):

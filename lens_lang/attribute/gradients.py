@@ -9,7 +9,8 @@ is the same as scaling the activations. With one (Gemma 2 and 3) scaled activati
 of the norm unscaled, all the way down to 0, and the whole change would hide in the last step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -23,7 +24,6 @@ from lens_lang.attribute.scores import (
     NeuronScores,
     answer_tokens,
     batches_with_numbers,
-    len_texts,
     prompt_languages,
     scores_provenance,
     texts_of,
@@ -71,8 +71,8 @@ def gradient_attribution(
     """Attribute the score of each prompt's answer to the MLP neurons.
 
     Args:
-        model: The model; its weights' ``requires_grad`` is of no matter, and their gradients stay
-            as they are.
+        model: The model. Whether its weights ask for gradients is of no matter, and is left as it
+            was.
         prompts: Texts by language, or of no stated language; corpora; or parallel examples.
         answers: One per prompt; see `lens_lang.effective_score`.
         method: ``"gradient_x_activation"``: one pass for all layers. ``"integrated_gradients"``:
@@ -85,13 +85,14 @@ def gradient_attribution(
         batch_size: Prompts per pass, for gradient times activation.
 
     Returns:
-        One score per prompt and neuron. For integrated gradients with the change that each
-        layer's scores add up to, and `completeness_error`.
+        One score per prompt and neuron, as many as `contribution` returns. For integrated
+        gradients with the change that each layer's scores add up to, and `completeness_error`.
 
     Raises:
         OptionError: An option is out of its range, or there is not one answer per prompt.
         CorpusError: A prompt is empty, too long, or tokenised for another model.
-        SiteError: A hook point does not exist, or comes after the last block.
+        SiteError: A hook point does not exist, comes after the last block, or, for integrated
+            gradients, changes what an MLP adds behind its neurons.
         ModelError: The model's logits are not read this way.
         ActivationError: NaN or infinity.
     """
@@ -106,21 +107,24 @@ def gradient_attribution(
     if steps < 1:
         raise OptionError(f"steps must be at least 1, got {steps}")
     texts = texts_of(model, prompts)
-    tokens = answer_tokens(model, prompts, answers, len_texts(texts))
+    tokens = answer_tokens(model, prompts, answers, texts)
     prepare(model, texts, fwd_hooks)
     preflight(model, [MLP_POST])
     integrated = method == "integrated_gradients"
-    layers = check_writing(model) if integrated else []
+    layers = check_writing(model, fwd_hooks) if integrated else []
     paths = _Paths(model, objective, positions, fwd_hooks, layers)
     values, change = [], []
-    for batch, numbers in batches_with_numbers(texts, 1 if integrated else batch_size):
-        answer = tokens[numbers]
-        if integrated:
-            found = [paths.integrate(batch, answer, layer, steps) for layer in range(len(layers))]
-            values.append(torch.stack([scores for scores, _ in found])[None])
-            change.append(torch.stack([whole for _, whole in found])[None])
-        else:
-            values.append(paths.gradient_x_activation(batch, answer))
+    with _frozen(model):
+        for batch, numbers in batches_with_numbers(texts, 1 if integrated else batch_size):
+            answer = tokens[numbers]
+            if integrated:
+                found = [
+                    paths.integrate(batch, answer, layer, steps) for layer in range(len(layers))
+                ]
+                values.append(torch.stack([scores for scores, _ in found])[None])
+                change.append(torch.stack([whole for _, whole in found])[None])
+            else:
+                values.append(paths.gradient_x_activation(batch, answer))
     scores = torch.cat(values)
     if not bool(torch.isfinite(scores.sum())):
         raise ActivationError(f"{model_name(model)} gave NaN or infinite gradients on a prompt")
@@ -133,6 +137,19 @@ def gradient_attribution(
         torch.cat(change) if change else None,
         provenance=scores_provenance(model, texts, fwd_hooks, options),
     )
+
+
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """Let no weight ask for a gradient: what a pass keeps then begins at the neurons."""
+    asked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asked:
+            parameter.requires_grad_(True)
 
 
 class _Paths:
@@ -211,13 +228,13 @@ class _Paths:
             (gradient,) = torch.autograd.grad(score.sum(), moving)
             weighted = (widened(gradient) * part.to(gradient)[:, None, None]).sum(0)
             slope = weighted if slope is None else slope + weighted
-            found.append(score.detach().double().cpu())
+            found.append(score.detach().cpu().double())
         assert slope is not None  # there are at least the two ends
         one = {site: values[0] for site, values in read.items()}
         per_neuron = widened(one[MLP_POST]) / writes.divisor(one) * writes.read_by(slope)
         ends = torch.cat(found)
         total = (per_neuron * chosen.to(per_neuron)).sum(0)
-        return total.double().cpu(), ends[-1] - ends[-2]
+        return total.cpu().double(), ends[-1] - ends[-2]
 
     def _positions(self, batch: TokenBatch) -> Float[Tensor, "row pos 1"]:
         """1 where neurons are attributed to, else 0."""

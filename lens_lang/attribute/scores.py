@@ -4,9 +4,11 @@ The contribution score of a neuron is the length of what it writes into the resi
 effective score for a token is what that adds to the token's score directly, with no layer between.
 """
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +25,9 @@ from lens_lang.attribute.writing import (
 )
 from lens_lang.collection import weights_digest
 from lens_lang.corpora import Corpora, TokenBatch
-from lens_lang.errors import ActivationError, OptionError, ShapeError
+from lens_lang.documents import first_token, tokenizer_of
+from lens_lang.errors import ActivationError, OptionError, ShapeError, SiteError, StorageError
+from lens_lang.languages import find_language
 from lens_lang.lens import Prompts, as_corpora, prepare
 from lens_lang.parallel import ParallelCorpora
 from lens_lang.patterns import at_last_token, last_tokens
@@ -33,19 +37,20 @@ from lens_lang.sites import (
     FwdHooks,
     HookedModel,
     Site,
+    find_site,
     hooked_names,
     model_name,
     n_layers,
     run_until,
 )
 from lens_lang.specs import Reading
-from lens_lang.storage import versions
+from lens_lang.storage import read_tensors, versions, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Answers = Sequence[str] | Sequence[int] | Int[Tensor, "prompt"] | None
-"""One per prompt: text, of which the first token counts, or the token itself."""
+Answers = Sequence[Any] | Mapping[str, Sequence[Any]] | Int[Tensor, "prompt"] | None
+"""One per prompt, or by language: text, of which the first token counts, or the token itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +80,9 @@ class NeuronScores:
     @property
     def completeness_error(self) -> Float[Tensor, "prompt layer"]:
         """How far the scores of a layer are from adding up, relative to what they should.
+
+        Large where the layer changes next to nothing. In half precision the change itself is a
+        difference of rounded logits, and this says little.
 
         Raises:
             OptionError: These scores are not meant to add up to anything.
@@ -130,6 +138,41 @@ class NeuronScores:
         ]
         return pd.DataFrame(rows)
 
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        header = {
+            "languages": list(self.languages),
+            "site": self.site.name,
+            "provenance": dict(self.provenance),
+        }
+        tensors = {"values": self.values}
+        if self.change is not None:
+            tensors["change"] = self.change
+        write_tensors(path, type(self).__name__, header, tensors)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NeuronScores":
+        """Read what `save` wrote.
+
+        Raises:
+            StorageError: The file is missing, damaged, or holds something else.
+        """
+        _, header, tensors = read_tensors(path, cls.__name__)
+        try:
+            return cls(
+                tuple(header["languages"]),
+                tensors["values"],
+                tensors.get("change"),
+                find_site(header["site"]),
+                header["provenance"],
+            )
+        except (KeyError, TypeError, ValueError, SiteError) as error:
+            raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
+
     def __repr__(self) -> str:
         prompts, layers, neurons = self.values.shape
         method = self.provenance.get("method", "scores")
@@ -166,7 +209,7 @@ def contribution(
         ActivationError: NaN or infinity.
     """
     texts = texts_of(model, prompts)
-    layers = check_writing(model)
+    layers = check_writing(model, fwd_hooks)
 
     def score(read: Mapping[Site, Tensor], layer: int, numbers: Tensor) -> Tensor:  # noqa: ARG001
         each = layers[layer]
@@ -194,8 +237,9 @@ def effective_score(
     Args:
         model: The model.
         prompts: Texts by language, or of no stated language; corpora; or parallel examples.
-        answers: One per prompt, language after language; None takes the examples' own. Of a text
-            the first token counts, tokenised by itself: give ``" Paris"`` where a space precedes.
+        answers: One per prompt, language after language, or by language like the prompts; None
+            takes the examples' own. Of a text the first token counts, tokenised by itself: give
+            ``" Paris"`` where a space precedes and the tokeniser knows ``" Paris"`` as one.
         vector: ``"unembedding"``, or ``"embedding"`` as the released code has it.
         final_norm: Through the final norm, its scale at that token held fixed. The scores of all
             layers, with biases, attention and embedding, then add up to the answer's logit (less
@@ -204,7 +248,7 @@ def effective_score(
         batch_size: Prompts per forward pass.
 
     Returns:
-        One score per prompt and neuron.
+        One score per prompt and neuron: as many numbers as `contribution` returns.
 
     Raises:
         OptionError: There is not one answer per prompt, or no such vector or token.
@@ -214,9 +258,9 @@ def effective_score(
         ActivationError: NaN or infinity.
     """
     texts = texts_of(model, prompts)
-    tokens = answer_tokens(model, prompts, answers, len_texts(texts))
+    tokens = answer_tokens(model, prompts, answers, texts)
     vectors = token_vectors(model, tokens, vector=vector, final_norm=final_norm)
-    layers = check_writing(model)
+    layers = check_writing(model, fwd_hooks)
     if final_norm:
         vectors = vectors / _final_scales(model, texts, fwd_hooks, batch_size).to(vectors.device)
 
@@ -248,31 +292,68 @@ def prompt_languages(texts: Corpora) -> tuple[str, ...]:
 
 
 def answer_tokens(
-    model: Any, prompts: Prompts | ParallelCorpora, answers: Answers, count: int
+    model: Any, prompts: Prompts | ParallelCorpora, answers: Answers, texts: Corpora
 ) -> Int[Tensor, "prompt"]:
     """Return the token of every prompt's answer.
 
+    Args:
+        model: Whose vocabulary.
+        prompts: What the user gave.
+        answers: One per prompt, or by language.
+        texts: The prompts as corpora.
+
     Raises:
-        OptionError: There is not one answer per prompt.
+        OptionError: There is not one answer per prompt, or one is no token of the vocabulary.
+        LanguageError: Answers are given in another language than prompts.
     """
+    count = len_texts(texts)
     if answers is None:
         if not isinstance(prompts, ParallelCorpora) or prompts.answers is None:
             raise OptionError("These prompts have no answers of their own: give one for each")
-        return prompts.answers.T.flatten()
+        return check_tokens(prompts.answers.T.flatten(), model)
+    if isinstance(answers, Mapping):
+        named = {
+            texts.languages[find_language(lang, texts.languages)]: list(each)
+            for lang, each in answers.items()
+        }
+        counts = {lang: len(docs) for lang, docs in texts.documents.items()}
+        if {lang: len(each) for lang, each in named.items()} != counts:
+            raise OptionError(f"answers must be as many as prompts in every language: {counts}")
+        answers = [each for lang in texts.languages for each in named[lang]]
     if isinstance(answers, str) or len(answers) != count:
         raise OptionError(
             f"answers must be one per prompt, {count} in all, got "
             f"{'one string' if isinstance(answers, str) else len(answers)}"
         )
-    if isinstance(answers, Tensor):
-        return answers.long()
+    tokenizer = None
     tokens = []
-    for answer in answers:
-        ids = [answer] if isinstance(answer, int) else _token_ids(model, answer)
-        if not ids:
-            raise OptionError(f"The answer {answer!r} has no token")
-        tokens.append(ids[0])
-    return torch.tensor(tokens)
+    for answer in answers.tolist() if isinstance(answers, Tensor) else answers:
+        if isinstance(answer, str):
+            tokenizer = tokenizer or tokenizer_of(model)
+            token = first_token(tokenizer, answer)
+            if token is None:
+                raise OptionError(f"The answer {answer!r} has no token")
+            tokens.append(token)
+            continue
+        try:
+            tokens.append(operator.index(answer))
+        except TypeError:
+            raise OptionError(
+                f"An answer must be text or the number of a token, got {answer!r}"
+            ) from None
+    return check_tokens(torch.tensor(tokens), model)
+
+
+def check_tokens(tokens: Int[Tensor, "*tokens"], model: HookedModel) -> Int[Tensor, "*tokens"]:
+    """Return token ids that a model's vocabulary has.
+
+    Raises:
+        OptionError: One lies outside.
+    """
+    d_vocab = int(model.cfg.d_vocab)
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < d_vocab:
+        raise OptionError(f"An answer's token lies outside the vocabulary of {d_vocab}")
+    return tokens
 
 
 def batches_with_numbers(
@@ -285,10 +366,6 @@ def batches_with_numbers(
         total += len(docs)
     for batch in texts.batches(batch_size):
         yield batch, batch.documents + starts[batch.language]
-
-
-def _token_ids(model: Any, text: str) -> list[int]:
-    return list(model.tokenizer([text], add_special_tokens=False)["input_ids"][0])
 
 
 def _at_last_tokens(

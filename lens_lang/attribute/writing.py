@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_lang.attention import RMSNorm, widened
-from lens_lang.errors import ModelError, OptionError
+from lens_lang.errors import ActivationError, ModelError, OptionError, SiteError
 from lens_lang.readout import final_scale
 from lens_lang.sites import (
     MLP_OUT,
@@ -26,6 +26,7 @@ from lens_lang.sites import (
     HookedModel,
     Site,
     check_hooks,
+    hooked_names,
     model_name,
     n_layers,
     run_until,
@@ -35,6 +36,7 @@ TokenVector = Literal["unembedding", "embedding"]
 """Which vector stands for a token."""
 
 
+_BEHIND_NEURONS = ("hook_mlp_out", "mlp.hook_out", "mlp.out.hook_out")
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -105,11 +107,12 @@ def writing(model: HookedModel, layer: int) -> Writing:
     return Writing(matrix, gain, widened(bias) * gain)
 
 
-def check_writing(model: HookedModel) -> list[Writing]:
+def check_writing(model: HookedModel, fwd_hooks: FwdHooks = ()) -> list[Writing]:
     """Read what every layer writes, and prove on two tokens that it adds up to the MLP's output.
 
     Args:
         model: The model.
+        fwd_hooks: Interventions under which neurons are about to be read.
 
     Returns:
         One `Writing` per layer.
@@ -117,7 +120,15 @@ def check_writing(model: HookedModel) -> list[Writing]:
     Raises:
         ModelError: In some layer it does not: something that lens_lang does not know stands
             between the neurons and the residual stream.
+        ActivationError: The model gives NaN or infinity.
+        SiteError: A hook changes what the MLP adds, behind its neurons.
     """
+    for name in hooked_names(model, fwd_hooks):
+        if name.endswith(_BEHIND_NEURONS) or ".ln2_post." in name:
+            raise SiteError(
+                f"A hook on {name!r} changes what the MLP adds behind its neurons, so what they "
+                "write no longer adds up: hook the neurons, mlp.hook_post, or the residual stream"
+            )
     layers = [writing(model, layer) for layer in range(n_layers(model))]
     seen: dict[tuple[Site, int], Tensor] = {}
 
@@ -135,6 +146,11 @@ def check_writing(model: HookedModel) -> list[Writing]:
         read = {site: seen[site, layer] for site in each.sites}
         written = (read[MLP_POST] @ each.vectors + each.bias) / each.divisor(read)
         whole = seen[MLP_OUT, layer]
+        if not bool(torch.isfinite(whole).all()):
+            raise ActivationError(
+                f"{model_name(model)} produces NaN or infinity in the MLP of layer {layer} on two "
+                "tokens: its weights are broken"
+            )
         error = float((written - whole).norm() / whole.norm().clamp(min=1e-20))
         # Half precision rounds the sum over thousands of neurons.
         if not error < (0.05 if model.W_U.dtype in _HALF else 1e-3):  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import typer
 
 from lens_lang.cli.options import Json, RunDir, Top
 from lens_lang.cli.printing import print_rows
+from lens_lang.errors import OptionError
 
 if TYPE_CHECKING:
     from lens_lang.neurons import LanguageNeurons
@@ -84,6 +85,9 @@ def detect_sharing(
     threshold: Annotated[
         float | None, typer.Option(help="Fires above this; without, the first measured.")
     ] = None,
+    across: Annotated[
+        str, typer.Option(help="every: each example divides; any: one division of all.")
+    ] = "every",
     as_json: Json = False,
 ) -> None:
     """Which neurons all languages share, some share, one has, none uses (Wang et al. 2024)."""
@@ -91,7 +95,14 @@ def detect_sharing(
     from lens_lang.patterns import SharingPatterns
 
     patterns = SharingPatterns.load(run_dir / "sharingpatterns.safetensors")
-    found = sharing(patterns, threshold=threshold, min_share=min_share)
+    if across not in ("every", "any"):
+        raise OptionError(f"--across must be every or any, got {across!r}")
+    found = sharing(
+        patterns,
+        threshold=threshold,
+        min_share=min_share,
+        across="any" if across == "any" else "every",
+    )
     path = run_dir / "sharing.safetensors"
     found.neurons().save(path)
     table = found.to_frame().round(4)

@@ -3,39 +3,26 @@
 import json
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from lens_lang.cli.options import (
     Column,
     CtxLen,
-    Demonstrations,
-    Instruction,
-    Items,
     Json,
-    Languages,
     Model,
-    Task,
     Texts,
     corpora_of,
-    examples_of,
-    languages_of,
-    questions_of,
     share_of,
     text_files,
 )
 from lens_lang.cli.printing import print_line, print_rows, say
-from lens_lang.errors import OptionError
-
-if TYPE_CHECKING:
-    from lens_lang.questions import Question
 
 
 class _Statistic(str, Enum):
     firing = "firing"
     plnd = "plnd"
-    sharing = "sharing"
 
 
 class _Mode(str, Enum):
@@ -54,10 +41,7 @@ def collect(
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 8,
     shard: Annotated[str, typer.Option(help="INDEX/COUNT: one machine's share.")] = "0/1",
     statistic: Annotated[
-        _Statistic,
-        typer.Option(
-            help="What fires (LAPE and baselines), what matters (PLND), or what languages share."
-        ),
+        _Statistic, typer.Option(help="What fires (LAPE and baselines), or what matters (PLND).")
     ] = _Statistic.firing,
     mode: Annotated[
         _Mode, typer.Option(help="How PLND scores queries and keys; see PLNDImportance.")
@@ -66,14 +50,6 @@ def collect(
         float, typer.Option(help="PLND: high in a document are so many neurons, or share, a layer.")
     ] = 0.2,
     top_attn: Annotated[float, typer.Option(help="The same, in each of q, k, v and o.")] = 0.2,
-    task: Task = None,
-    instruction: Instruction = "en",
-    demonstrations: Demonstrations = 0,
-    languages: Languages = None,
-    items: Items = None,
-    threshold: Annotated[
-        list[float] | None, typer.Option(help="Sharing: fires above this; once for each.")
-    ] = None,
 ) -> None:
     """Count which neurons fire, or matter, on each language; without --text, on the sample."""
     from lens_lang import collection
@@ -82,24 +58,6 @@ def collect(
     from lens_lang.specs import Spec
     from lens_lang.stats import ActivationFrequency, MeanActivation
 
-    if statistic is _Statistic.sharing:
-        asked = None
-        if task is not None:
-            asked = questions_of(task, instruction, demonstrations, languages, items)
-        _collect_sharing(
-            out,
-            model,
-            asked,
-            text_files(text),
-            text_column,
-            share_of(shard),
-            threshold,
-            languages,
-            items,
-        )
-        return
-    if task is not None:
-        raise OptionError("--task is read with --statistic sharing only")
     specs: list[Spec[Any]] = [ActivationFrequency(), MeanActivation()]
     if statistic is _Statistic.plnd:
         specs = [PLNDImportance(top_k={"mlp": top_mlp, "attn": top_attn}, mode=mode.value)]
@@ -115,42 +73,6 @@ def collect(
         batch_size=batch_size,
     )
     say(f"Statistics of {len(corpora.languages)} languages are in {out}")
-
-
-def _collect_sharing(
-    out: Path,
-    model: str,
-    asked: "list[Question] | None",
-    files: dict[str, str | Path],
-    text_column: str,
-    share: tuple[int, int],
-    thresholds: list[float] | None,
-    languages: str | None,
-    items: int | None,
-) -> None:
-    """Count in how many languages of an example neurons fire, and what they contribute."""
-    from lens_lang.attribute.categories import CategoryContribution
-    from lens_lang.collection import collect_parallel
-    from lens_lang.models import load_model
-    from lens_lang.parallel import ParallelCorpora
-    from lens_lang.patterns import SharingPattern
-
-    if asked is not None and files:
-        raise OptionError("--task and --text are two sources of examples: give one")
-    levels = tuple(thresholds or (0.0,))
-    specs = (SharingPattern(threshold=levels), CategoryContribution(threshold=levels[0]))
-    loaded = load_model(model)
-    if asked is not None:
-        examples = examples_of(loaded, asked, languages)
-    elif files:
-        examples = ParallelCorpora.from_files(files, loaded, text_column=text_column)
-    else:
-        examples = ParallelCorpora.sample(loaded, languages=languages_of(languages))
-    if asked is None and items is not None and items < len(examples):
-        examples = examples.select([n * len(examples) // items for n in range(items)])
-    examples = examples.sharded(*share)
-    collect_parallel(loaded, examples, *specs, run_dir=out)
-    say(f"Patterns of {len(examples)} examples in {len(examples.languages)} languages are in {out}")
 
 
 def info(model: Annotated[str, typer.Argument()] = "gemma-3-270m", as_json: Json = False) -> None:

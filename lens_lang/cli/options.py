@@ -28,7 +28,7 @@ Task = Annotated[
     str | None,
     typer.Option(
         help="facts or entailment, of lens_lang or =FILE; xnli from the hub; relations=FOLDER of "
-        "mParaRel or mLAMA; edits=FILE[,FILE] of MzsRE."
+        "mParaRel or mLAMA; edits=FILE[,FILE] of MzsRE (edits-own: facts in each language)."
     ),
 ]
 Instruction = Annotated[str, typer.Option(help="Of entailment: en, or native in each language.")]
@@ -128,19 +128,25 @@ def questions_of(
         if named is None:
             raise OptionError("--task relations needs --languages, such as en,fr,zh")
         found = read_relations(path, named)
-    elif kind == "edits" and path is not None:
-        found = read_edits(source.split(","))
+    elif kind in ("edits", "edits-own") and path is not None:
+        files = [each.strip() for each in source.split(",")]
+        found = read_edits(files, fact="english" if kind == "edits" else "own")
     else:
         known = ("facts", "entailment", "xnli", "relations=FOLDER", "edits=FILE")
         raise OptionError(
             f"--task takes {', '.join(known)}, got {task!r}{near_misses(kind, known)}"
         )
     found = demonstrated(found, demonstrations) if demonstrations else found
-    if items is None or items >= len(found):
-        return found
+    return [found[number] for number in evenly(len(found), items)]
+
+
+def evenly(count: int, items: int | None) -> list[int]:
+    """The places of so many of `count` things, evenly chosen; all of them for None."""
+    if items is None or items >= count:
+        return list(range(count))
     if items < 1:
         raise OptionError(f"--items must be at least 1, got {items}")
-    return [found[place * len(found) // items] for place in range(items)]
+    return [place * count // items for place in range(items)]
 
 
 def examples_of(model: Any, asked: "list[Question]", languages: str | None) -> "ParallelCorpora":

@@ -6,7 +6,6 @@ from typing import Any
 
 import typer
 
-from lens_lang.cli.attributing import attribute
 from lens_lang.cli.detecting import (
     detect_lap,
     detect_lape,
@@ -19,6 +18,7 @@ from lens_lang.cli.keeping import apply_delta, convert, export, tune
 from lens_lang.cli.layers import latent, lens
 from lens_lang.cli.measuring import collect, info
 from lens_lang.cli.reporting import report
+from lens_lang.cli.sharing import attribute, collect_parallel
 from lens_lang.errors import LensLangError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(collect)
+app.command("collect-parallel")(collect_parallel)
 app.command()(evaluate)
 app.command()(tune)
 app.command()(export)

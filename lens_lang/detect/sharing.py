@@ -19,6 +19,7 @@ from lens_lang.evaluate.significance import mean_interval
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.patterns import CATEGORIES, SharingPatterns, of_counts
 from lens_lang.sites import MLP_POST
+from lens_lang.storage import versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,7 +183,12 @@ def sharing(
         "space": patterns.space,
         "position": patterns.position,
     }
-    provenance = {**patterns.provenance, "method": "sharing", "options": options}
+    provenance = {
+        "method": "sharing",
+        "options": options,
+        "statistic": dict(patterns.provenance),
+        "versions": versions(),
+    }
     sets = dict(zip(CATEGORIES, (NeuronSet({MLP_POST: mask}) for mask in kinds), strict=True))
     specific = LanguageNeurons(
         {

@@ -5,6 +5,7 @@ input: those of one kind, in all translations of the example, beside as many ran
 same layers. Scored is the answer's first token, as in `lens_lang.answer_scores`.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lens_lang.attribute.scores import check_tokens
 from lens_lang.collection import weights_digest
 from lens_lang.corpora import TokenBatch
 from lens_lang.errors import ActivationError, CorpusError, OptionError, ShapeError, StorageError
@@ -31,6 +33,7 @@ from lens_lang.patterns import (
     at_last_token,
     categories,
     last_tokens,
+    one_level,
 )
 from lens_lang.readout import read_logits
 from lens_lang.rows import ablate_rows
@@ -39,6 +42,7 @@ from lens_lang.sites import (
     RESID_POST,
     FwdHooks,
     HookedModel,
+    hooked_names,
     model_name,
     n_layers,
     preflight,
@@ -46,6 +50,7 @@ from lens_lang.sites import (
 )
 from lens_lang.specs import Reading
 from lens_lang.spelling import spell_vocabulary
+from lens_lang.stats import joined_provenance
 from lens_lang.storage import read_tensors, versions, write_tensors
 
 if TYPE_CHECKING:
@@ -143,9 +148,10 @@ class CategoryEffect:
             One row per language and kind: ``neurons``, their share of all; ``accuracy_before``,
             ``accuracy``; ``delta``, the change of log-probability in nats, and
             ``delta_accuracy``, each with a 95 % interval by bootstrap over examples; ``control``
-            and ``control_accuracy``, the mean changes with random neurons off, with
-            ``control_low`` and ``control_high``, where one more random draw would lie;
-            ``beyond``, delta less the mean control, paired, with its interval.
+            and ``control_delta_accuracy``, the mean changes with random neurons off, with
+            ``control_low`` and ``control_high``, where one more random draw would lie on the same
+            examples (NaN for a single draw); ``beyond`` and ``beyond_accuracy``, the changes less
+            the mean control's, paired, with their intervals.
 
         Raises:
             LanguageError: The language was not measured.
@@ -181,16 +187,15 @@ class CategoryEffect:
         if self.control.shape[1]:
             draws = self.control_change[kind][..., some].mean(-1)
             control_right = self.control_correct[kind][..., some].double().mean(-1)
-            spread = (
-                draws.mean(0).std() / len(change) ** 0.5 if len(change) > 1 else torch.zeros(())
-            )
-            low, high = prediction_interval(draws.mean(1), spread.double()).tolist()
+            no_more = torch.zeros((), dtype=torch.float64)  # on the same examples
+            low, high = prediction_interval(draws.mean(1), no_more).tolist()
             row |= {
                 "control": float(draws.mean()),
                 "control_low": low,
                 "control_high": high,
-                "control_accuracy": float((control_right - before).mean()),
+                "control_delta_accuracy": float((control_right - before).mean()),
                 **_with_ends("beyond", change - draws.mean(0)),
+                **_with_ends("beyond_accuracy", right - control_right.mean(0)),
             }
         return row
 
@@ -225,6 +230,33 @@ class CategoryEffect:
                     }
                 )
         return pd.DataFrame(rows)
+
+    def __add__(self, other: "CategoryEffect") -> "CategoryEffect":
+        """Join what was measured on other examples in the same way."""
+        if not isinstance(other, CategoryEffect):
+            return NotImplemented
+        for name, mine, theirs in (
+            ("languages", self.languages, other.languages),
+            ("number of neurons", self.n_neurons, other.n_neurons),
+            ("number of controls", self.control.shape[1], other.control.shape[1]),
+            ("rule", self.provenance.get("rule"), other.provenance.get("rule")),
+        ):
+            if mine != theirs:
+                raise ShapeError(f"Cannot add effects that differ in {name}: {mine} and {theirs}")
+        if set(self.names) & set(other.names):
+            raise OptionError("An example is in both effects, and would count twice")
+        axes = {"before": 0, "before_correct": 0, "members": 0, "off": 1, "off_correct": 1}
+        both = {
+            name: torch.cat([getattr(self, name), getattr(other, name)], dim=axes.get(name, 2))
+            for name in _TENSORS
+        }
+        return CategoryEffect(
+            languages=self.languages,
+            names=(*self.names, *other.names),
+            n_neurons=self.n_neurons,
+            provenance=joined_provenance(self.provenance, other.provenance),
+            **both,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file.
@@ -287,6 +319,7 @@ class PerExample:
     positions: Literal["all", "last"] = "all"
 
     def __post_init__(self) -> None:
+        one_level(self.threshold)
         if self.positions not in ("all", "last"):
             raise OptionError(f"positions must be all or last, got {self.positions!r}")
         if self.space not in ("gate", "product"):
@@ -320,18 +353,23 @@ def category_effect(
     Returns:
         Log-probabilities and judgements of every example, language and kind. An open question is
         right if the likeliest vocabulary item is one with which the answer could begin, a question
-        with options if the answer is likelier than the others.
+        with options if the answer is likelier than each of the others.
 
     Raises:
         CorpusError: There are no answers, or no vocabulary item begins one; or the examples were
             tokenised for another model.
-        OptionError: `controls` is negative.
+        OptionError: `controls` is negative, or an argument is of another kind.
         SiteError: A hook point does not exist, or comes after the last block.
         ModelError: The model's logits are not read this way.
         ActivationError: NaN or infinity.
     """
     if controls < 0:
         raise OptionError(f"controls must be at least 0, got {controls}")
+    if not isinstance(examples, ParallelCorpora) or not isinstance(rule, PerExample):
+        raise OptionError(
+            "category_effect takes ParallelCorpora and a PerExample rule, got "
+            f"{type(examples).__name__} and {type(rule).__name__}"
+        )
     prepare(model, examples.by_language, fwd_hooks)
     judge = _Judge.of(model, examples)
     measured = _Measured(model, rule, len(examples.languages), fwd_hooks)
@@ -348,11 +386,11 @@ def category_effect(
         kinds, resid = measured.kinds(batch)
         before.append(judge.scores(model, resid, batch.documents))
         members.append(kinds.sum(-1).movedim(0, -1))
-        # Drawn for each example by itself, so that the size of batches changes nothing.
+        # Drawn for each example by itself, so that batches and shares change nothing.
         numbers = batch.documents[:: len(examples.languages)].tolist()
         draws = torch.stack(
             [
-                _random_masks(kinds[:, place], controls, seed=(seed, number))
+                _random_masks(kinds[:, place], controls, seed=f"{seed} {examples.names[number]}")
                 for place, number in enumerate(numbers)
             ],
             dim=2,
@@ -402,6 +440,7 @@ def category_effect(
             "model": model_name(model),
             "weights": weights_digest(model),
             "examples": examples.describe(),
+            "fwd_hooks": hooked_names(model, fwd_hooks),
             "rule": spec_options(rule),
             "seed": seed,
             "versions": versions(),
@@ -430,8 +469,14 @@ def sharing_and_accuracy(effects: Mapping[str, CategoryEffect]) -> "pd.DataFrame
     first = next(iter(effects.values()))
     rows = []
     for name, effect in effects.items():
-        if (effect.languages, effect.names) != (first.languages, first.names):
-            raise ShapeError(f"{name!r} was measured on other examples or languages")
+        # Not the tokens, which differ between models.
+        mine, theirs = (
+            (each.languages, each.names, each.provenance.get("rule")) for each in (effect, first)
+        )
+        if mine != theirs:
+            raise ShapeError(
+                f"{name!r} was measured on other examples, languages, or by another rule"
+            )
         shared = float(effect.member_share[:, CATEGORIES.index("all_shared")].mean())
         for place, lang in enumerate(effect.languages):
             rows.append(
@@ -524,6 +569,7 @@ class _Judge:
             raise CorpusError("These examples have no answers to score")
         langs = examples.languages
         if not examples.questions:
+            check_tokens(examples.answers, model)
             tokens = [[token] for token in examples.answers.flatten().tolist()]
             return cls(tokens, [()] * len(tokens), [0] * len(tokens), len(langs))
         asked = [(each, lang) for each in examples.questions for lang in langs]
@@ -563,36 +609,51 @@ class _Judge:
         examples: Int[Tensor, "row"],
     ) -> tuple[Float[Tensor, "row"], Bool[Tensor, "row"]]:
         """Return each answer's log-probability, and whether it is the one the model gives."""
+        places = [
+            example * self.n_langs + row % self.n_langs
+            for row, example in enumerate(examples.tolist())
+        ]
+        # The answer first, then the options; padded, so that one gather reads them all.
+        sets = [[self.answers[place], *self.options[place]] for place in places]
+        many, longest = max(map(len, sets)), max(len(some) for row in sets for some in row)
+        items = torch.full((len(sets), many, longest), -1)
+        for row, each in enumerate(sets):
+            for number, some in enumerate(each):
+                items[row, number, : len(some)] = torch.tensor(list(some))
         with torch.inference_mode():
             logits = read_logits(model, resid)
-            whole = logits.logsumexp(1).double().cpu()
-            likeliest = logits.argmax(1).tolist()
+            whole = logits.logsumexp(1).cpu().double()
+            likeliest = logits.argmax(1).cpu()
+            index = items.clamp(min=0).flatten(1).to(logits.device)
+            read = logits.gather(1, index).cpu().double().view(items.shape)
         if not bool(torch.isfinite(whole).all()):
             raise ActivationError(f"{model_name(model)} gave NaN or infinite logits on an example")
-        found, right = [], []
-        for row, example in enumerate(examples.tolist()):
-            place = example * self.n_langs + row % self.n_langs
-            items = self.answers[place]
-            found.append(float(logits[row, items].double().logsumexp(0)) - float(whole[row]))
+        scores = read.masked_fill(items < 0, -torch.inf).logsumexp(-1)
+        right = []
+        for row, place in enumerate(places):
             if self.options[place]:
-                offered = [
-                    float(logits[row, list(some)].double().logsumexp(0))
-                    for some in self.options[place]
-                ]
-                right.append(max(offered) == offered[self.right[place]])
+                offered = scores[row, 1 : len(self.options[place]) + 1].tolist()
+                best = max(offered)
+                # A tie, which half precision makes likely, is no answer.
+                right.append(offered[self.right[place]] == best and offered.count(best) == 1)
             else:
-                right.append(likeliest[row] in items)
-        return torch.tensor(found, dtype=torch.float64), torch.tensor(right)
+                right.append(int(likeliest[row]) in self.answers[place])
+        return scores[:, 0] - whole, torch.tensor(right)
 
 
 def _random_masks(
-    kinds: Bool[Tensor, "category layer neuron"], draws: int, *, seed: tuple[int, int]
+    kinds: Bool[Tensor, "category layer neuron"], draws: int, *, seed: str
 ) -> Bool[Tensor, "category draw layer neuron"]:
-    """As many neurons of every layer as each kind has, drawn from all of it."""
-    generator = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
-    kind_count, *shape = kinds.shape
-    order = torch.rand(kind_count, draws, *shape, generator=generator).argsort(-1).argsort(-1)
-    return order < kinds.sum(-1)[:, None, :, None]
+    """As many neurons of every layer as each kind has, drawn from all of it.
+
+    One random order of the neurons serves all kinds: each takes as many as it has from its front.
+    """
+    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big")
+    generator = torch.Generator().manual_seed(number)
+    order = torch.rand(draws, *kinds.shape[1:], generator=generator).argsort(-1)
+    place = torch.arange(kinds.shape[-1]).expand_as(order)
+    rank = torch.empty_like(order).scatter_(-1, order, place)
+    return rank < kinds.sum(-1)[:, None, :, None]
 
 
 def _with_ends(name: str, values: Float[Tensor, "example"]) -> dict[str, float]:
