@@ -2,6 +2,7 @@
 
     python docs/picture.py effect RUN_FOLDER PICTURE.png   needs perplexity.safetensors there
     python docs/picture.py layers RUN_FOLDER PICTURE.png   needs vocabulary.safetensors there
+    python docs/picture.py sharing RUN_FOLDER PICTURE.png  needs sharingpatterns.safetensors there
 
 Needs Chromium on the path, which takes the screenshot.
 """
@@ -30,6 +31,12 @@ def layers(run_dir: Path) -> Any:
     vocabulary = ll.VocabularyLanguages.load(run_dir / "vocabulary.safetensors")
     figure = ll.plot.lens_table(ll.lens_table(model, SENTENCE, vocabulary))
     return figure.update_layout(width=1250, height=700)
+
+
+def sharing(run_dir: Path) -> Any:
+    """How many neurons of each layer all languages share, some share, one has, none uses."""
+    patterns = ll.SharingPatterns.load(run_dir / "sharingpatterns.safetensors")
+    return ll.plot.sharing(ll.sharing(patterns)).update_layout(width=820, height=430)
 
 
 def photograph(figure: Any, picture: Path) -> None:
@@ -63,7 +70,7 @@ def photograph(figure: Any, picture: Path) -> None:
 def main() -> None:
     """Draw what was asked for."""
     what, run_dir, picture = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    photograph({"effect": effect, "layers": layers}[what](run_dir), picture)
+    photograph({"effect": effect, "layers": layers, "sharing": sharing}[what](run_dir), picture)
 
 
 if __name__ == "__main__":
