@@ -3,17 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageError
+from lens_lang.errors import LanguageError, OptionError, ShapeError
 from lens_lang.evaluate.significance import mean_interval
 from lens_lang.languages import find_language
-from lens_lang.storage import read_tensors, write_tensors
+from lens_lang.saved import Saved
 from lens_lang.vocabulary import OTHER
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class LanguageCurve:
+class LanguageCurve(Saved):
     """How much of each layer's prediction belongs to each language, for every prompt.
 
     Attributes:
@@ -247,37 +246,6 @@ class LanguageCurve:
             f"LanguageCurve({len(self.prompt_languages)} prompts in {', '.join(self.groups)}; "
             f"{self.values.shape[1] - 1} layers; {', '.join(self.labels)})"
         )
-
-    def save(self, path: str | Path) -> None:
-        """Write to one safetensors file.
-
-        Raises:
-            StorageError: The file cannot be written.
-        """
-        header = {
-            "languages": list(self.languages),
-            "prompt_languages": list(self.prompt_languages),
-            "provenance": dict(self.provenance),
-        }
-        write_tensors(path, type(self).__name__, header, {"values": self.values})
-
-    @classmethod
-    def load(cls, path: str | Path) -> "LanguageCurve":
-        """Read what `save` wrote.
-
-        Raises:
-            StorageError: The file is missing, damaged, or holds something else.
-        """
-        _, header, tensors = read_tensors(path, cls.__name__)
-        try:
-            return cls(
-                tuple(header["languages"]),
-                tuple(header["prompt_languages"]),
-                tensors["values"],
-                header["provenance"],
-            )
-        except (KeyError, TypeError) as error:
-            raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
 
     def _refuse_differences(self, what: str) -> None:
         if self.is_difference:

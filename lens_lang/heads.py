@@ -7,7 +7,6 @@ A head is switched like any neurons: its `d_head` values at ``hook_z`` are what 
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from lens_lang.errors import ActivationError, OptionError, ShapeError
 from lens_lang.neurons import NeuronSet
+from lens_lang.saved import Saved
 from lens_lang.sites import ATTN_PATTERN, ATTN_Z, HookedModel, Site, n_layers, site_width
 from lens_lang.specs import Reading, Sums
-from lens_lang.stats import added, check_axes, load_sums, save_sums
+from lens_lang.stats import added, check_axes
 from lens_lang.vocabulary import VocabularyLanguages
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _OWN = "own_language"
 
 
 @dataclass(frozen=True, eq=False)
-class HeadAttention:
+class HeadAttention(Saved):
     """What each head looks at, on average over the tokens of each language.
 
     Attributes:
@@ -106,15 +106,6 @@ class HeadAttention:
                 for head in range(heads)
             ]
         )
-
-    def save(self, path: str | Path) -> None:
-        """Write to one safetensors file."""
-        save_sums(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "HeadAttention":
-        """Read what `save` wrote."""
-        return load_sums(cls, path)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +19,14 @@ from torch import Tensor
 from lens_lang.collection import weights_digest
 from lens_lang.concepts import Concept, Prompt
 from lens_lang.energy import token_energy, unembedding_gram
-from lens_lang.errors import ActivationError, OptionError, ShapeError, StorageError
+from lens_lang.errors import ActivationError, OptionError, ShapeError
 from lens_lang.evaluate.significance import mean_interval
 from lens_lang.lens import as_corpora, last_residuals, prepare
 from lens_lang.readout import chunks, read_logits
+from lens_lang.saved import Saved
 from lens_lang.sites import FwdHooks, HookedModel, hooked_names, model_name, n_layers
 from lens_lang.spelling import spell_vocabulary
-from lens_lang.storage import read_tensors, versions, write_tensors
+from lens_lang.storage import versions
 
 TokenSets = Mapping[str, tuple[int, ...]]
 """By language, the vocabulary items with which a prompt's word could begin: Start(w)."""
@@ -128,7 +128,7 @@ def single_token_concepts(model: Any, concepts: Sequence[Concept], language: str
 
 
 @dataclass(frozen=True, eq=False)
-class LatentLanguages:
+class LatentLanguages(Saved):
     """What every layer would answer, at the last position of every prompt.
 
     Attributes:
@@ -180,39 +180,6 @@ class LatentLanguages:
     def __repr__(self) -> str:
         prompts, layers, _ = self.probability.shape
         return f"LatentLanguages({prompts} prompts, {layers - 1} layers: {self.languages})"
-
-    def save(self, path: str | Path) -> None:
-        """Write to one safetensors file.
-
-        Raises:
-            StorageError: The file cannot be written.
-        """
-        header = {"languages": list(self.languages), "provenance": dict(self.provenance)}
-        tensors = {
-            "probability": self.probability,
-            "entropy": self.entropy,
-            "energy": self.energy,
-        }
-        write_tensors(path, type(self).__name__, header, tensors)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "LatentLanguages":
-        """Read what `save` wrote.
-
-        Raises:
-            StorageError: The file is missing, damaged, or holds something else.
-        """
-        _, header, tensors = read_tensors(path, cls.__name__)
-        try:
-            return cls(
-                tuple(header["languages"]),
-                tensors["probability"],
-                tensors["entropy"],
-                tensors["energy"],
-                header["provenance"],
-            )
-        except (KeyError, TypeError) as error:
-            raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
 
 
 def latent_language(

@@ -7,7 +7,7 @@ sums over examples, and for each example how many neurons of a layer are of whic
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 from torch import Tensor
 
-from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageError
+from lens_lang.errors import LanguageError, OptionError, ShapeError
 from lens_lang.languages import distinct_languages
+from lens_lang.saved import Saved
 from lens_lang.sites import (
     MLP_POST,
     MLP_PRE,
@@ -28,7 +29,6 @@ from lens_lang.sites import (
 )
 from lens_lang.specs import Examples, Reading, Sums
 from lens_lang.stats import joined_provenance
-from lens_lang.storage import read_tensors, write_tensors
 
 CATEGORIES = ("all_shared", "partial_shared", "specific", "non_activated")
 """The kinds of neurons, in the order of every axis ``category``."""
@@ -87,7 +87,7 @@ def counted(fires: Bool[Tensor, "lang *neurons"]) -> UInt8[Tensor, "*neurons"]:
 
 
 @dataclass(frozen=True, eq=False)
-class SharingPatterns:
+class SharingPatterns(Saved):
     """Over examples: in how many languages, and in which, each neuron fired.
 
     Attributes:
@@ -211,25 +211,13 @@ class SharingPatterns:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write to one safetensors file.
+        """Write to one safetensors file, in half the space: no count exceeds the examples.
 
         Raises:
             StorageError: The file cannot be written.
         """
-        header = {
-            "languages": list(self.languages),
-            "names": list(self.names),
-            "thresholds": list(self.thresholds),
-            "space": self.space,
-            "position": self.position,
-            "provenance": dict(self.provenance),
-        }
-        # No count exceeds the number of examples.
-        tensors = {
-            name: getattr(self, name).to(torch.int32)
-            for name in ("firing", "only", "exactly", "members")
-        }
-        write_tensors(path, type(self).__name__, header, tensors)
+        small = {name: getattr(self, name).to(torch.int32) for name in _COUNTS}
+        Saved.save(replace(self, **small), path)
 
     @classmethod
     def load(cls, path: str | Path) -> "SharingPatterns":
@@ -238,22 +226,11 @@ class SharingPatterns:
         Raises:
             StorageError: The file is missing, damaged, or holds something else.
         """
-        _, header, tensors = read_tensors(path, cls.__name__)
-        try:
-            return cls(
-                tuple(header["languages"]),
-                tuple(header["names"]),
-                tuple(header["thresholds"]),
-                tensors["firing"].long(),
-                tensors["only"].long(),
-                tensors["exactly"].long(),
-                tensors["members"].long(),
-                space=header["space"],
-                position=header["position"],
-                provenance=header["provenance"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
+        small = super().load(path)
+        return replace(small, **{name: getattr(small, name).long() for name in _COUNTS})
+
+
+_COUNTS = ("firing", "only", "exactly", "members")
 
 
 @dataclass(frozen=True)

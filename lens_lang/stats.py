@@ -7,34 +7,32 @@ two days are joined with ``+``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageError
+from lens_lang.errors import LanguageError, OptionError, ShapeError
 from lens_lang.languages import distinct_languages, find_language
+from lens_lang.saved import Saved
 from lens_lang.sites import (
     MLP_POST,
     MLP_PRE,
     MLP_UP,
     HookedModel,
     Site,
-    find_site,
     gate_activation,
     is_gated,
 )
 from lens_lang.specs import Reading, Sums
-from lens_lang.storage import read_tensors, write_tensors
 
 Space = Literal["gate", "product", "up"]
 """Which value of an MLP neuron: act(gate), act(gate) * up, or up."""
 
 
 @dataclass(frozen=True, eq=False)
-class Frequency:
+class Frequency(Saved):
     """How often each neuron fired on the text of each language.
 
     Attributes:
@@ -83,15 +81,6 @@ class Frequency:
     def __add__(self, other: "Frequency") -> "Frequency":
         return added(self, other)
 
-    def save(self, path: str | Path) -> None:
-        """Write to one safetensors file."""
-        save_sums(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Frequency":
-        """Read what `save` wrote."""
-        return load_sums(cls, path)
-
 
 @dataclass(frozen=True)
 class ActivationFrequency:
@@ -136,7 +125,7 @@ class _BoundFrequency:
 
 
 @dataclass(frozen=True, eq=False)
-class Activations:
+class Activations(Saved):
     """Sums of a neuron's value and of its square over the tokens of each language.
 
     ``activations["fr"]`` is the mean of each neuron on French, ready for `replace` and `steer`.
@@ -189,15 +178,6 @@ class Activations:
 
     def __add__(self, other: "Activations") -> "Activations":
         return added(self, other)
-
-    def save(self, path: str | Path) -> None:
-        """Write to one safetensors file."""
-        save_sums(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Activations":
-        """Read what `save` wrote."""
-        return load_sums(cls, path)
 
 
 @dataclass(frozen=True)
@@ -255,7 +235,7 @@ class _BoundMean:
 
 @runtime_checkable
 class Summed(Protocol):
-    """A result whose sums add: what `added`, `save_sums` and `load_sums` work on."""
+    """A result whose sums add: what `added` works on."""
 
     _same: ClassVar[tuple[str, ...]]
     _summed: ClassVar[tuple[str, ...]]
@@ -349,27 +329,3 @@ def joined_provenance(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dic
             both += right if isinstance(right, list) else [right]
             joined[key] = both
     return joined
-
-
-def save_sums(result: Summed, path: str | Path) -> None:
-    """Write a result to one safetensors file."""
-    tensors = {name: getattr(result, name) for name in result._summed}
-    header: dict[str, Any] = {"provenance": dict(result.provenance)}
-    for name in result._same:
-        value = getattr(result, name)
-        header[name] = value.name if isinstance(value, Site) else value
-    write_tensors(path, type(result).__name__, header, tensors)
-
-
-def load_sums(cls: Any, path: str | Path) -> Any:
-    """Read what `save_sums` wrote."""
-    _, header, tensors = read_tensors(path, cls.__name__)
-    try:
-        values = {name: header[name] for name in cls._same}
-        values.update({name: tensors[name] for name in cls._summed})
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        if "site" in values:
-            values["site"] = find_site(values["site"])
-        return cls(**values, provenance=header["provenance"])
-    except (KeyError, TypeError) as error:
-        raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error

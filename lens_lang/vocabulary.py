@@ -23,8 +23,8 @@ from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageErro
 from lens_lang.identification import LangidIdentifier, LinguaIdentifier
 from lens_lang.languages import distinct_languages, find_language, language_tag
 from lens_lang.models import cache_dir
+from lens_lang.saved import Saved
 from lens_lang.spelling import as_text, spell_vocabulary
-from lens_lang.storage import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class VocabularyLanguages:
+class VocabularyLanguages(Saved):
     """For each vocabulary item a distribution over languages and *other*.
 
     Attributes:
@@ -376,28 +376,6 @@ class VocabularyLanguages:
         rows.append(("all", int(both.sum()), int(same.sum())))
         table = pd.DataFrame(rows, columns=["language", "items", "agree"]).set_index("language")
         return table.assign(share=table["agree"] / table["items"].where(table["items"] > 0))
-
-    def save(self, path: str | Path) -> None:
-        """Write to one safetensors file.
-
-        Raises:
-            StorageError: The file cannot be written.
-        """
-        header = {"languages": list(self.languages), "provenance": dict(self.provenance)}
-        write_tensors(path, type(self).__name__, header, {"share": self.share})
-
-    @classmethod
-    def load(cls, path: str | Path) -> "VocabularyLanguages":
-        """Read what `save` wrote.
-
-        Raises:
-            StorageError: The file is missing, damaged, or holds something else.
-        """
-        _, header, tensors = read_tensors(path, cls.__name__)
-        try:
-            return cls(tuple(header["languages"]), tensors["share"], header["provenance"])
-        except (KeyError, TypeError) as error:
-            raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
 
 
 def _with_other(share: Float[Tensor, "item lang"]) -> Float[Tensor, "item lang_other"]:

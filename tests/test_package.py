@@ -26,6 +26,7 @@ LEVELS: dict[str, int] = {
     "corpora": 2,
     "neurons": 2,
     "specs": 2,
+    "saved": 2,
     "questions": 2,
     "tables": 2,
     "items": 3,

@@ -7,7 +7,6 @@ is kept are sums over the neurons of each kind.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from lens_lang.attention import widened
 from lens_lang.attribute.writing import TokenVector, Writing, check_writing, token_vectors
-from lens_lang.errors import OptionError, ShapeError, StorageError
+from lens_lang.errors import OptionError, ShapeError
 from lens_lang.evaluate.significance import mean_interval
 from lens_lang.languages import distinct_languages
 from lens_lang.patterns import (
@@ -27,10 +26,10 @@ from lens_lang.patterns import (
     categories,
     one_level,
 )
+from lens_lang.saved import Saved
 from lens_lang.sites import MLP_POST, HookedModel
 from lens_lang.specs import Examples, Reading, Sums
 from lens_lang.stats import joined_provenance
-from lens_lang.storage import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +39,7 @@ STATISTICS = ("sum", "mean", "max", "min")
 
 
 @dataclass(frozen=True, eq=False)
-class CategoryContributions:
+class CategoryContributions(Saved):
     """For each example, language and layer: what the neurons of each kind contribute.
 
     Attributes:
@@ -190,51 +189,6 @@ class CategoryContributions:
                             row[f"{name}_{statistic}"] = float(values[place, layer, number, kind])
                     rows.append(row)
         return pd.DataFrame(rows)
-
-    def save(self, path: str | Path) -> None:
-        """Write to one safetensors file.
-
-        Raises:
-            StorageError: The file cannot be written.
-        """
-        header = {
-            "languages": list(self.languages),
-            "names": list(self.names),
-            "top_count": self.top_count,
-            "n_neurons": self.n_neurons,
-            "provenance": dict(self.provenance),
-        }
-        tensors = {
-            "contribution": self.contribution,
-            "top": self.top,
-            "members": self.members,
-        }
-        if self.effective is not None:
-            tensors["effective"] = self.effective
-        write_tensors(path, type(self).__name__, header, tensors)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "CategoryContributions":
-        """Read what `save` wrote.
-
-        Raises:
-            StorageError: The file is missing, damaged, or holds something else.
-        """
-        _, header, tensors = read_tensors(path, cls.__name__)
-        try:
-            return cls(
-                tuple(header["languages"]),
-                tuple(header["names"]),
-                tensors["contribution"],
-                tensors.get("effective"),
-                tensors["top"],
-                tensors["members"],
-                int(header["top_count"]),
-                int(header["n_neurons"]),
-                header["provenance"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,25 +25,25 @@ from lens_lang.attribute.writing import (
 from lens_lang.collection import weights_digest
 from lens_lang.corpora import Corpora, TokenBatch
 from lens_lang.documents import first_token, tokenizer_of
-from lens_lang.errors import ActivationError, OptionError, ShapeError, SiteError, StorageError
+from lens_lang.errors import ActivationError, OptionError, ShapeError
 from lens_lang.languages import find_language
 from lens_lang.lens import Prompts, as_corpora, prepare
 from lens_lang.parallel import ParallelCorpora
 from lens_lang.patterns import at_last_token, last_tokens
+from lens_lang.saved import Saved
 from lens_lang.sites import (
     MLP_POST,
     RESID_POST,
     FwdHooks,
     HookedModel,
     Site,
-    find_site,
     hooked_names,
     model_name,
     n_layers,
     run_until,
 )
 from lens_lang.specs import Reading
-from lens_lang.storage import read_tensors, versions, write_tensors
+from lens_lang.storage import versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +53,7 @@ Answers = Sequence[Any] | Mapping[str, Sequence[Any]] | Int[Tensor, "prompt"] | 
 
 
 @dataclass(frozen=True, eq=False)
-class NeuronScores:
+class NeuronScores(Saved):
     """One number per prompt and neuron.
 
     Attributes:
@@ -137,41 +136,6 @@ class NeuronScores:
             for score, place in zip(scores, places, strict=True)
         ]
         return pd.DataFrame(rows)
-
-    def save(self, path: str | Path) -> None:
-        """Write to one safetensors file.
-
-        Raises:
-            StorageError: The file cannot be written.
-        """
-        header = {
-            "languages": list(self.languages),
-            "site": self.site.name,
-            "provenance": dict(self.provenance),
-        }
-        tensors = {"values": self.values}
-        if self.change is not None:
-            tensors["change"] = self.change
-        write_tensors(path, type(self).__name__, header, tensors)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "NeuronScores":
-        """Read what `save` wrote.
-
-        Raises:
-            StorageError: The file is missing, damaged, or holds something else.
-        """
-        _, header, tensors = read_tensors(path, cls.__name__)
-        try:
-            return cls(
-                tuple(header["languages"]),
-                tensors["values"],
-                tensors.get("change"),
-                find_site(header["site"]),
-                header["provenance"],
-            )
-        except (KeyError, TypeError, ValueError, SiteError) as error:
-            raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
 
     def __repr__(self) -> str:
         prompts, layers, neurons = self.values.shape

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 from lens_lang.attribute.scores import check_tokens
 from lens_lang.collection import weights_digest
 from lens_lang.corpora import TokenBatch
-from lens_lang.errors import ActivationError, CorpusError, OptionError, ShapeError, StorageError
+from lens_lang.errors import ActivationError, CorpusError, OptionError, ShapeError
 from lens_lang.evaluate.significance import mean_interval, prediction_interval
 from lens_lang.languages import distinct_languages, find_language
 from lens_lang.latent import start_items
@@ -38,6 +37,7 @@ from lens_lang.patterns import (
 from lens_lang.readout import read_logits
 from lens_lang.rows import ablate_rows
 from lens_lang.run_folder import spec_options
+from lens_lang.saved import Saved
 from lens_lang.sites import (
     RESID_POST,
     FwdHooks,
@@ -51,7 +51,7 @@ from lens_lang.sites import (
 from lens_lang.specs import Reading
 from lens_lang.spelling import spell_vocabulary
 from lens_lang.stats import joined_provenance
-from lens_lang.storage import read_tensors, versions, write_tensors
+from lens_lang.storage import versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,7 +61,7 @@ EVERY = "all"
 
 
 @dataclass(frozen=True, eq=False)
-class CategoryEffect:
+class CategoryEffect(Saved):
     """Answers with the neurons of each kind switched off, beside random ones.
 
     Attributes:
@@ -257,40 +257,6 @@ class CategoryEffect:
             provenance=joined_provenance(self.provenance, other.provenance),
             **both,
         )
-
-    def save(self, path: str | Path) -> None:
-        """Write to one safetensors file.
-
-        Raises:
-            StorageError: The file cannot be written.
-        """
-        header = {
-            "languages": list(self.languages),
-            "names": list(self.names),
-            "n_neurons": self.n_neurons,
-            "provenance": dict(self.provenance),
-        }
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        write_tensors(path, type(self).__name__, header, tensors)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "CategoryEffect":
-        """Read what `save` wrote.
-
-        Raises:
-            StorageError: The file is missing, damaged, or holds something else.
-        """
-        _, header, tensors = read_tensors(path, cls.__name__)
-        try:
-            return cls(
-                languages=tuple(header["languages"]),
-                names=tuple(header["names"]),
-                n_neurons=int(header["n_neurons"]),
-                provenance=header["provenance"],
-                **{name: tensors[name] for name in _TENSORS},
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
 
 
 _TENSORS = (
