@@ -92,15 +92,11 @@ if TYPE_CHECKING:
         AnswerScores,
         answer_scores,
     )
-    from lens_lang.evaluate.categories import (
-        CategoryEffect,
-        PerExample,
-        category_effect,
-        sharing_and_accuracy,
-    )
+    from lens_lang.evaluate.categories import CategoryEffect, sharing_and_accuracy
     from lens_lang.evaluate.nll import (
         DocumentNLL,
     )
+    from lens_lang.evaluate.per_example import PerExample, category_effect
     from lens_lang.evaluate.perplexity import (
         PerplexityMatrix,
         perplexity_matrix,
@@ -255,13 +251,9 @@ _HOMES = {
         "StorageError",
     ),
     "evaluate.answers": ("AnswerScores", "answer_scores"),
-    "evaluate.categories": (
-        "CategoryEffect",
-        "PerExample",
-        "category_effect",
-        "sharing_and_accuracy",
-    ),
+    "evaluate.categories": ("CategoryEffect", "sharing_and_accuracy"),
     "evaluate.nll": ("DocumentNLL",),
+    "evaluate.per_example": ("PerExample", "category_effect"),
     "evaluate.perplexity": ("PerplexityMatrix", "perplexity_matrix"),
     "exporting": ("export",),
     "heads": ("HeadAttention", "HeadPattern", "head_set", "random_heads"),

@@ -50,7 +50,7 @@ def test_a_sure_answer_is_correct(speller: Any, monkeypatch: pytest.MonkeyPatch)
     def sure(model: Any, resid: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.one_hot(torch.full((len(resid),), item), 97).float() * 50
 
-    monkeypatch.setattr("lens_lang.evaluate.answers.read_logits", sure)
+    monkeypatch.setattr("lens_lang.evaluate.judging.read_logits", sure)
     found = answer_scores(speller, PROMPTS)
     assert found.correct.tolist() == [True, False, True]
     assert found.log_probability[[0, 2]].abs().max() < 1e-6

@@ -12,12 +12,8 @@ from lens_lang import results
 from lens_lang.collection import collect_parallel
 from lens_lang.detect.sharing import sharing
 from lens_lang.errors import CorpusError, OptionError, ShapeError, StorageError
-from lens_lang.evaluate.categories import (
-    CategoryEffect,
-    PerExample,
-    category_effect,
-    sharing_and_accuracy,
-)
+from lens_lang.evaluate.categories import CategoryEffect, sharing_and_accuracy
+from lens_lang.evaluate.per_example import PerExample, category_effect
 from lens_lang.intervene import ablate
 from lens_lang.models import bridge
 from lens_lang.neurons import NeuronSet
@@ -129,7 +125,7 @@ def only_last(edit: Any) -> Any:
 def test_controls_are_as_many_of_every_layer_and_reproducible(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lens_lang.evaluate import categories as module
+    from lens_lang.evaluate import per_example as module
 
     seen: list[tuple[Tensor, Tensor]] = []
     original = module._random_masks
@@ -154,7 +150,7 @@ def test_controls_are_as_many_of_every_layer_and_reproducible(
 
 
 def test_random_neurons_of_one_layer_are_drawn_evenly() -> None:
-    from lens_lang.evaluate.categories import _random_masks
+    from lens_lang.evaluate.per_example import _random_masks
 
     off = torch.zeros(1, 8, dtype=torch.bool)
     off[0, :2] = True

@@ -807,7 +807,10 @@ def test_shared_neurons_from_collecting_to_the_report(
 
 
 @pytest.mark.usefixtures("tiny_model")
-def test_attribution_shows_the_cards_of_the_strongest(task: Path, tmp_path: Path) -> None:
+def test_attribution_shows_the_cards_of_the_strongest(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LENS_LANG_CACHE", str(tmp_path / "cache"))
     options = ("--task", f"facts={task}", "--controls", 0, "--last", "--cards", 2)
     code, out, err = lens_lang("attribute", tmp_path / "run", *options)
     assert code == 0, err

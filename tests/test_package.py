@@ -76,6 +76,8 @@ LEVELS: dict[str, int] = {
     "attribute.scores": 7,
     "attribute.writing": 7,
     "evaluate.categories": 8,
+    "evaluate.judging": 8,
+    "evaluate.per_example": 8,
     "evaluate.answers": 8,
     "plot.effect": 9,
     "plot.layers": 9,

@@ -13,7 +13,7 @@ from lens_lang.attribute.scores import contribution, effective_score
 from lens_lang.collection import collect_parallel
 from lens_lang.corpora import Corpora
 from lens_lang.detect.sharing import sharing
-from lens_lang.evaluate.categories import category_effect
+from lens_lang.evaluate.per_example import category_effect
 from lens_lang.items import read_facts
 from lens_lang.parallel import ParallelCorpora
 from lens_lang.patterns import CATEGORIES, SharingPattern

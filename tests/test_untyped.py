@@ -29,7 +29,7 @@ from lens_lang.attribute.gradients import gradient_attribution
 from lens_lang.attribute.writing import token_vectors
 from lens_lang.collection import collect, collect_parallel
 from lens_lang.detect.sharing import sharing
-from lens_lang.evaluate.categories import PerExample, category_effect
+from lens_lang.evaluate.per_example import PerExample, category_effect
 from lens_lang.parallel import ParallelCorpora
 from lens_lang.patterns import SharingPattern, SharingPatterns
 from lens_lang.rows import ablate_rows

@@ -1,16 +1,21 @@
 """The commands that read layers by language: ``lens`` and ``latent``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from lens_lang.cli.options import Column, Json, Model, Texts, corpora_of, text_files
+from lens_lang.cli.options import (
+    Column,
+    Json,
+    Model,
+    Texts,
+    corpora_of,
+    text_files,
+    vocabulary_of,
+)
 from lens_lang.cli.printing import print_rows, say
 from lens_lang.errors import OptionError
-
-if TYPE_CHECKING:
-    from lens_lang.corpora import Corpora
 
 
 def lens(
@@ -52,7 +57,7 @@ def lens(
             corpora_of(loaded, files, 512, None, text_column, part) for part in (0, 1)
         )
     some = first_documents(held_out, prompts)
-    vocabulary = _vocabulary_of(loaded, train)
+    vocabulary = vocabulary_of(loaded, train)
     vocabulary.save(out / "vocabulary.safetensors")
     if found is not None and not set(found.languages) & set(some.languages):
         raise OptionError(
@@ -150,23 +155,3 @@ def latent(
                 }
             )
     print_rows(rows, as_json, "Probability of the word's beginnings, bits, token energy")
-
-
-def _vocabulary_of(model: Any, train: "Corpora") -> Any:
-    """Which language each vocabulary item belongs to: by counts, then script, then lingua."""
-    from importlib.util import find_spec
-
-    from lens_lang.identification import LinguaIdentifier
-    from lens_lang.vocabulary import VocabularyLanguages
-
-    parts = [VocabularyLanguages.from_corpora(train, model)]
-    if "en" in train.languages:  # else a script would call English words another language's
-        parts.append(VocabularyLanguages.from_script(model, train.languages))
-    if find_spec("lingua"):
-        say("asking lingua about the vocabulary; once for each model and choice of languages")
-        parts.append(
-            VocabularyLanguages.from_identifier(model, train.languages, LinguaIdentifier())
-        )
-    else:
-        say("without lingua (pip install 'lens-lang[lid]') only words of the text are known")
-    return VocabularyLanguages.combine(*parts)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lens_lang.cli.printing import say
 from lens_lang.errors import OptionError
 
 if TYPE_CHECKING:
@@ -154,3 +155,23 @@ def examples_of(model: Any, asked: "list[Question]", languages: str | None) -> "
     from lens_lang.parallel import ParallelCorpora
 
     return ParallelCorpora.from_questions(asked, model, languages=languages_of(languages))
+
+
+def vocabulary_of(model: Any, train: "Corpora") -> Any:
+    """Which language each vocabulary item belongs to: by counts, then script, then lingua."""
+    from importlib.util import find_spec
+
+    from lens_lang.identification import LinguaIdentifier
+    from lens_lang.vocabulary import VocabularyLanguages
+
+    parts = [VocabularyLanguages.from_corpora(train, model)]
+    if "en" in train.languages:  # else a script would call English words another language's
+        parts.append(VocabularyLanguages.from_script(model, train.languages))
+    if find_spec("lingua"):
+        say("asking lingua about the vocabulary; once for each model and choice of languages")
+        parts.append(
+            VocabularyLanguages.from_identifier(model, train.languages, LinguaIdentifier())
+        )
+    else:
+        say("without lingua (pip install 'lens-lang[lid]') only words of the text are known")
+    return VocabularyLanguages.combine(*parts)

@@ -21,6 +21,7 @@ from lens_lang.cli.options import (
     questions_of,
     share_of,
     text_files,
+    vocabulary_of,
 )
 from lens_lang.cli.printing import print_rows, say
 from lens_lang.errors import OptionError
@@ -102,7 +103,7 @@ def attribute(
     """Say what neurons shared by languages contribute, and what answers lose without them."""
     from lens_lang.attribute.categories import CategoryContribution
     from lens_lang.collection import collect_parallel
-    from lens_lang.evaluate.categories import PerExample, category_effect
+    from lens_lang.evaluate.per_example import PerExample, category_effect
     from lens_lang.models import load_model
 
     if task is None:
@@ -151,11 +152,10 @@ def _show_cards(model: Any, examples: Any, count: int) -> None:
     from lens_lang.attribute.cards import neuron_card
     from lens_lang.attribute.scores import contribution
     from lens_lang.corpora import Corpora
-    from lens_lang.vocabulary import VocabularyLanguages
 
     first = examples.select(range(min(len(examples), 16)))
     mean = contribution(model, first).values.mean(0)
-    vocabulary = VocabularyLanguages.from_corpora(Corpora.sample(model), model)
+    vocabulary = vocabulary_of(model, Corpora.sample(model))
     for place in mean.flatten().topk(min(count, mean.numel())).indices.tolist():
         layer, index = divmod(place, mean.shape[1])
         say(str(neuron_card(model, (layer, index), vocabulary)))

@@ -14,14 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_lang.concepts import Prompt
-from lens_lang.errors import ActivationError, CorpusError, OptionError, ShapeError
+from lens_lang.errors import OptionError, ShapeError
+from lens_lang.evaluate.judging import Judge
 from lens_lang.evaluate.significance import mean_interval
 from lens_lang.languages import find_language
-from lens_lang.latent import start_items
 from lens_lang.lens import as_corpora, last_residuals, prepare
-from lens_lang.readout import read_logits
 from lens_lang.sites import FwdHooks, HookedModel, hooked_names, model_name
-from lens_lang.spelling import spell_vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,21 +126,12 @@ def answer_scores(
         raise OptionError("answer_scores needs at least one prompt")
     corpora = as_corpora(model, texts)
     prepare(model, corpora, fwd_hooks)
-    starts = start_items(spell_vocabulary(model), words)  # type: ignore[arg-type]
-    silent = [word for word, items in starts.items() if not items]
-    if silent:
-        raise CorpusError(f"No item of the vocabulary begins {silent[0]!r}: leave its prompt out")
+    judge = Judge.of_words(model, words)
     scores = torch.zeros(len(texts), dtype=torch.float64)
     correct = torch.zeros(len(texts), dtype=torch.bool)
     for batch in corpora.batches(batch_size):
         resid = last_residuals(model, batch, fwd_hooks=fwd_hooks)[-1]
-        with torch.inference_mode():
-            chances = read_logits(model, resid).log_softmax(-1).cpu()
-        if not bool(torch.isfinite(chances.amax(-1)).all()):
-            raise ActivationError(f"{model_name(model)} gave NaN or infinite logits on a prompt")
-        for row, number in zip(chances, batch.documents.tolist(), strict=True):
-            items = list(starts[words[number]])
-            scores[number] = row[items].double().logsumexp(0)
-            correct[number] = int(row.argmax()) in items
+        found, right = judge.scores(model, resid, batch.documents.tolist())
+        scores[batch.documents], correct[batch.documents] = found, right
     about = {"model": model_name(model), "fwd_hooks": hooked_names(model, fwd_hooks)}
     return AnswerScores(tuple(languages), scores, correct, about)
