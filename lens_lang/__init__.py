@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         contribution,
         effective_score,
     )
+    from lens_lang.batches import TokenBatch
     from lens_lang.collection import (
         collect,
         collect_parallel,
@@ -45,11 +46,7 @@ if TYPE_CHECKING:
         repetition_prompts,
         translation_prompts,
     )
-    from lens_lang.corpora import (
-        Corpora,
-        TokenBatch,
-        sample_sentences,
-    )
+    from lens_lang.corpora import Corpora, sample_sentences
     from lens_lang.curves import (
         LanguageCurve,
     )
@@ -221,6 +218,7 @@ _HOMES = {
     "attribute.categories": ("CategoryContribution", "CategoryContributions"),
     "attribute.gradients": ("gradient_attribution",),
     "attribute.scores": ("NeuronScores", "contribution", "effective_score"),
+    "batches": ("TokenBatch",),
     "collection": ("collect", "collect_parallel"),
     "concepts": (
         "Concept",
@@ -230,7 +228,7 @@ _HOMES = {
         "repetition_prompts",
         "translation_prompts",
     ),
-    "corpora": ("Corpora", "TokenBatch", "sample_sentences"),
+    "corpora": ("Corpora", "sample_sentences"),
     "curves": ("LanguageCurve",),
     "delta": ("Delta",),
     "detect.baselines": ("lap", "lave", "random_neurons"),

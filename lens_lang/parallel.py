@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lens_lang.corpora import Corpora, TokenBatch, padded_batch, sample_sentences
+from lens_lang.batches import TokenBatch, padded_batch
+from lens_lang.corpora import Corpora, sample_sentences
 from lens_lang.documents import (
     Documents,
     TokenisingModel,

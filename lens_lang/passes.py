@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_lang.corpora import TokenBatch
+from lens_lang.batches import TokenBatch
 from lens_lang.errors import ActivationError
 from lens_lang.parallel import TOGETHER
 from lens_lang.run_folder import RunFolder, RunState

@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lens_lang.corpora import Corpora, TokenBatch, check_fits
+from lens_lang.batches import TokenBatch
+from lens_lang.corpora import Corpora, check_fits
 from lens_lang.delta import Delta, WeightChange
 from lens_lang.errors import ActivationError, CorpusError, ModelError, OptionError, StorageError
 from lens_lang.evaluate.nll import DocumentNLL, document_nll, scored_positions, token_nll

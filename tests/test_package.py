@@ -22,6 +22,7 @@ LEVELS: dict[str, int] = {
     "sites": 1,
     "storage": 1,
     "texts": 1,
+    "batches": 1,
     "documents": 1,
     "corpora": 2,
     "neurons": 2,

@@ -29,7 +29,7 @@ from lens_lang.attribute.scores import (
     texts_of,
 )
 from lens_lang.attribute.writing import Writing, check_writing
-from lens_lang.corpora import TokenBatch
+from lens_lang.batches import TokenBatch
 from lens_lang.errors import ActivationError, OptionError
 from lens_lang.lens import Prompts, prepare
 from lens_lang.parallel import ParallelCorpora

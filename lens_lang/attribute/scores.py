@@ -22,8 +22,9 @@ from lens_lang.attribute.writing import (
     norm_scale,
     token_vectors,
 )
+from lens_lang.batches import TokenBatch
 from lens_lang.collection import weights_digest
-from lens_lang.corpora import Corpora, TokenBatch
+from lens_lang.corpora import Corpora
 from lens_lang.documents import first_token, tokenizer_of
 from lens_lang.errors import ActivationError, OptionError, ShapeError
 from lens_lang.languages import find_language

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_lang.corpora import Corpora, TokenBatch, check_fits
+from lens_lang.batches import TokenBatch
+from lens_lang.corpora import Corpora, check_fits
 from lens_lang.errors import ActivationError, CorpusError
 from lens_lang.readout import chunks, read_logits
 from lens_lang.sites import (

@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lens_lang.batches import TokenBatch
 from lens_lang.collection import weights_digest
-from lens_lang.corpora import TokenBatch
 from lens_lang.errors import CorpusError, OptionError
 from lens_lang.evaluate.categories import CategoryEffect
 from lens_lang.evaluate.judging import Judge

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from lens_lang.corpora import Corpora, TokenBatch
+from lens_lang.batches import TokenBatch
+from lens_lang.corpora import Corpora
 from lens_lang.identification import LangidIdentifier, LinguaIdentifier
 from lens_lang.lens import language_curve
 from lens_lang.models import PACKAGED, load_model

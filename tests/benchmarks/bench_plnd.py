@@ -30,7 +30,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lens_lang.attention import Attention, AttentionRule, read_attention
-from lens_lang.corpora import TokenBatch
+from lens_lang.batches import TokenBatch
 from lens_lang.first_order import first_order_importance
 from lens_lang.models import PACKAGED, bridge, load_model
 from lens_lang.removal import mlp_importance, pattern_importance, row_norms
