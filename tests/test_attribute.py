@@ -329,7 +329,7 @@ def test_gradients_are_differences(architecture: str, objective: Any) -> None:
 @pytest.mark.parametrize("positions", ["last", "all"])
 def test_integrated_gradients_are_complete(any_model: Any, positions: Any) -> None:
     """They add up to what the layer changes, measured apart: its neurons writing nothing."""
-    texts = examples(2)
+    texts = examples(1)
     found = gradient_attribution(
         any_model, texts, method="integrated_gradients", positions=positions, steps=48
     )

@@ -38,7 +38,7 @@ def test_the_kinds_are_the_same_on_every_lane(gemma: Any) -> None:
 
 def test_shared_neurons_are_in_the_middle(gemma: Any) -> None:
     """Layers 8 to 11 share most, the first two and the last five least."""
-    some = ParallelCorpora.sample(gemma).select(range(12))
+    some = ParallelCorpora.sample(gemma).select(range(6))
     patterns = collect_parallel(gemma, some, SharingPattern(), progress=False)
     shared = sharing(patterns).share[:, CATEGORIES.index("all_shared")]
     middle, ends = shared[8:12].min(), torch.cat([shared[:2], shared[13:]]).max()
@@ -46,7 +46,7 @@ def test_shared_neurons_are_in_the_middle(gemma: Any) -> None:
 
 
 def test_answers_need_what_all_languages_share(gemma: Any) -> None:
-    facts = demonstrated(read_facts(), 2)[::16]
+    facts = demonstrated(read_facts(), 2)[::24]
     examples = ParallelCorpora.from_questions(facts, gemma, languages=["en", "de", "fr", "ru"])
     effect = category_effect(gemma, examples, controls=1, progress=False)
     table = effect.summary().query("language == 'all'").set_index("category")
