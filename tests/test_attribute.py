@@ -525,7 +525,7 @@ def test_a_card_promotes_what_the_neuron_adds_to(architecture: str) -> None:
     card = neuron_card(model, (1, 7), vocabulary(), top_k=5)
     each = writing(model, 1)
     vector = each.vectors[7] / each.lengths[7]
-    resid = torch.randn(1, 1, 48) + 1e-3 * 0
+    resid = torch.randn(1, 1, 48)
     shift = model.unembed(model.ln_final(resid + 1e4 * vector))[0, 0]
     order = shift - model.unembed(model.ln_final(resid - 1e4 * vector))[0, 0]
     order[:3] = 0  # special tokens are left out

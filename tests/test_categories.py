@@ -167,7 +167,6 @@ def test_a_planted_neuron_carries_the_answer() -> None:
         weight[:, 0] = 4000 * model.W_U[:, 50] / model.W_U[:, 50].norm()
         gate[0] = 0.0
     texts = examples()
-    _, cache = model.run_with_cache(torch.tensor([[1, 5, 9]]))
     answers = [[50] * 3] * 3
     texts = ParallelCorpora.from_tokens(
         {lang: [doc.tolist() for doc in docs] for lang, docs in texts.documents.items()},
@@ -180,12 +179,7 @@ def test_a_planted_neuron_carries_the_answer() -> None:
         changed[..., 0] = 5.0
         return changed
 
-    def writes(values: Tensor, hook: Any) -> Tensor:
-        changed = values.clone()
-        changed[..., 0] = 5.0
-        return changed
-
-    hooks = [("blocks.2.mlp.hook_pre", fires), ("blocks.2.mlp.hook_post", writes)]
+    hooks = [("blocks.2.mlp.hook_pre", fires), ("blocks.2.mlp.hook_post", fires)]
     found = category_effect(model, texts, controls=2, fwd_hooks=hooks, progress=False)
     assert bool(found.before_correct.all())
     assert not found.off_correct[CATEGORIES.index("all_shared")].any()

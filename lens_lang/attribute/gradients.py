@@ -33,7 +33,7 @@ from lens_lang.batches import TokenBatch
 from lens_lang.errors import ActivationError, OptionError
 from lens_lang.lens import Prompts, prepare
 from lens_lang.parallel import ParallelCorpora
-from lens_lang.patterns import last_tokens
+from lens_lang.patterns import at_last_token, last_tokens
 from lens_lang.readout import chunks, read_logits
 from lens_lang.sites import (
     MLP_OUT,
@@ -249,11 +249,11 @@ class _Paths:
     ) -> Float[Tensor, "row"]:
         """The answers' scores at the last token; the unembedding sees no other."""
         held: list[Tensor] = []
-        places = last_tokens(Reading(0, {}, batch.mask))
 
         def keep(resid: Tensor, hook: Any) -> None:
-            rows = torch.arange(len(resid), device=resid.device)
-            held.append(resid[rows, places.to(resid.device)])
+            held.append(
+                at_last_token(Reading(self.last, {RESID_POST: resid}, batch.mask), RESID_POST)
+            )
 
         run_until(
             self.model,

@@ -30,7 +30,7 @@ from lens_lang.errors import ActivationError, OptionError, ShapeError
 from lens_lang.languages import find_language
 from lens_lang.lens import Prompts, as_corpora, prepare
 from lens_lang.parallel import ParallelCorpora
-from lens_lang.patterns import at_last_token, last_tokens
+from lens_lang.patterns import at_last_token
 from lens_lang.saved import Saved
 from lens_lang.sites import (
     MLP_POST,
@@ -381,9 +381,8 @@ def _final_scales(
     for batch, _ in batches_with_numbers(texts, batch_size):
 
         def read(resid: Tensor, hook: Any) -> None:
-            last = last_tokens(Reading(0, {}, batch.mask)).to(resid.device)  # noqa: B023
-            rows = resid[torch.arange(len(resid), device=resid.device), last]
-            found.append(norm_scale(model, rows).cpu())
+            reading = Reading(0, {RESID_POST: resid}, batch.mask)  # noqa: B023
+            found.append(norm_scale(model, at_last_token(reading, RESID_POST)).cpu())
 
         run_until(
             model,

@@ -224,10 +224,11 @@ class _Passes:
         self, batch: TokenBatch, more: FwdHooks, readers: Sequence[tuple[str, Any]]
     ) -> Float[Tensor, "row d_model"]:
         held: list[Tensor] = []
-        places = last_tokens(Reading(0, {}, batch.mask))
 
         def keep(resid: Tensor, hook: Any) -> None:
-            held.append(resid[torch.arange(len(resid)).to(resid.device), places.to(resid.device)])
+            held.append(
+                at_last_token(Reading(self.last, {RESID_POST: resid}, batch.mask), RESID_POST)
+            )
 
         run_until(
             self.model,
