@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_lang.errors import ModelError, ShapeError, SiteError, near_misses
+from lens_lang.key_values import KeyValues
 
 HookFn = Callable[..., Tensor | None]
 """A TransformerLens hook function: ``hook_fn(tensor, hook=...)``, returning a tensor or None."""
@@ -308,6 +309,7 @@ def run_until(
     fwd_hooks: FwdHooks = (),
     readers: FwdHooks,
     gradients: bool = False,
+    past: KeyValues | None = None,
 ) -> None:
     """Run a model only as far as the last reader needs.
 
@@ -322,6 +324,7 @@ def run_until(
         fwd_hooks: Interventions, attached before the readers so that readers see their effect.
         readers: Functions that must each see their hook point once. They return None.
         gradients: Keep what a backward pass needs.
+        past: What the model has read of these rows before; it comes to hold these tokens too.
     """
     waiting = len(readers)
 
@@ -335,10 +338,17 @@ def run_until(
     wrapped = [(name, partial(read, reader=reader)) for name, reader in readers]
     device = getattr(model.cfg, "device", None)
     tokens = tokens if device is None else tokens.to(device)
-    mask = None if attention_mask is None else attention_mask.to(tokens.device, torch.long)
+    if past is not None:
+        real = torch.ones_like(tokens, dtype=torch.bool)
+        arguments = past.arguments(
+            real if attention_mask is None else attention_mask, tokens.device
+        )
+    else:
+        mask = None if attention_mask is None else attention_mask.to(tokens.device, torch.long)
+        arguments = {"attention_mask": mask}
     mode = torch.enable_grad() if gradients else torch.inference_mode()
     with mode, _until_stopped(model, [*fwd_hooks, *wrapped]):
-        model(tokens, attention_mask=mask)
+        model(tokens, **arguments)
     if waiting:
         raise SiteError(
             f"{waiting} of {len(readers)} hook points never fired in a forward pass of "

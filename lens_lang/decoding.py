@@ -1,0 +1,466 @@
+"""Continuing prompts, many at once, under any hooks.
+
+Prompts of different length are padded on the left and read once; then a token costs one position.
+What comes out is what each prompt alone would give, without a cache: `check_decoding` proves that
+on the model at hand, and nothing depends on which prompts share a batch.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lens_lang.batches import padded_batch
+from lens_lang.documents import bos_token, tokenise, tokenizer_of
+from lens_lang.errors import ActivationError, CorpusError, ModelError, OptionError
+from lens_lang.key_values import KeyValues
+from lens_lang.readout import check_before_readout, check_readout, chunks, read_logits
+from lens_lang.sites import (
+    RESID_POST,
+    FwdHooks,
+    HookedModel,
+    check_hooks,
+    check_supported,
+    model_name,
+    n_layers,
+    run_until,
+)
+
+Prompts = Sequence[str] | Sequence[Int[Tensor, "_"]] | Sequence[Sequence[int]]
+"""Texts, which get BOS as TransformerLens has it; or token ids, which are read as they are."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How prompts are continued.
+
+    Attributes:
+        new_tokens: At most so many.
+        temperature: 0 takes the likeliest token; above, tokens are drawn from
+            softmax(logits / temperature).
+        top_p: Draw only among the likeliest tokens that together have this probability.
+        repetition_penalty: Divides the positive logits of tokens that the prompt or the
+            continuation has, and multiplies the negative ones (Keskar et al. 2019); Tang et al.
+            (2024) use 1.1.
+        stop: Text that ends a continuation, and is cut off.
+        seed: Of the drawing. Every prompt has its own stream of randomness, by its place among
+            the prompts, so batches change nothing.
+    """
+
+    new_tokens: int = 64
+    temperature: float | int = 0.0
+    top_p: float | int = 1.0
+    repetition_penalty: float | int = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.new_tokens < 1:
+            raise OptionError(f"new_tokens must be at least 1, got {self.new_tokens}")
+        if not 0 <= self.temperature < float("inf"):
+            raise OptionError(f"temperature must be 0 or above, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise OptionError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise OptionError(f"stop must be texts that are not empty, got {self.stop!r}")
+
+
+GREEDY = Decoding()
+"""The likeliest token every time, 64 times."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model said.
+
+    Attributes:
+        text: Without special tokens, and without what ended it; empty if the model has no
+            tokeniser.
+        tokens: Ids of the new tokens, those that ended it among them.
+        nll: Their negative log-likelihood as the model under its hooks gave them, in nats.
+        ended: Whether it ended by itself: an end-of-text token, or text to stop at.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    nll: float
+    ended: bool
+
+
+def generate(
+    model: HookedModel,
+    prompts: Prompts,
+    decoding: Decoding = GREEDY,
+    *,
+    fwd_hooks: FwdHooks = (),
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[Continuation]:
+    """Continue prompts, many at once.
+
+    Equal to continuing each by itself without a cache, whatever the hooks, up to rounding, as long
+    as they act on every position alike. Hooks made with ``positions="prompt"`` act on the
+    first pass only, those with ``positions="new"`` on the tokens that come after.
+
+    Args:
+        model: The model.
+        prompts: Texts or token ids.
+        decoding: How to continue.
+        fwd_hooks: Interventions.
+        batch_size: Prompts at once; those of similar length go together.
+        progress: Show a bar on stderr when that is a terminal.
+
+    Returns:
+        One continuation per prompt, in their order.
+
+    Raises:
+        CorpusError: A prompt is empty, too long for the model, or tokenised for another.
+        OptionError: `batch_size` is below 1, or text is to stop a model without tokeniser.
+        SiteError: A hook point does not exist, or comes after the last block.
+        ModelError: The model is refused, its logits are not read this way, or its cache does not
+            do what it should.
+        ActivationError: NaN or infinity.
+    """
+    if batch_size < 1:
+        raise OptionError(f"batch_size must be at least 1, got {batch_size}")
+    tokenizer = getattr(model, "tokenizer", None)
+    if decoding.stop and tokenizer is None:
+        raise OptionError("Stopping at text needs a tokeniser, and this model has none")
+    check_hooks(model, fwd_hooks)
+    check_before_readout(model, fwd_hooks)
+    check_decoding(model)
+    rows = prompt_tokens(model, prompts)
+    check_room(model, rows, decoding.new_tokens)
+    ends = ending_tokens(model)
+    found: dict[int, Continuation] = {}
+    bar = tqdm(total=len(rows), unit="prompt", disable=None if progress else True)
+    with bar:
+        for numbers in by_length(rows, batch_size):
+            speech = _Speech(model, [rows[number] for number in numbers], numbers, decoding)
+            speech.run(fwd_hooks, ends)
+            found |= speech.continuations()
+            bar.update(len(numbers))
+    return [found[number] for number in range(len(rows))]
+
+
+def prompt_tokens(model: Any, prompts: Prompts) -> list[Int[Tensor, "_"]]:
+    """Return prompts as token ids, BOS in front of texts where TransformerLens has it.
+
+    Args:
+        model: The model.
+        prompts: Texts or token ids.
+
+    Raises:
+        CorpusError: There is no prompt, or one is empty, or not made for this model.
+    """
+    if isinstance(prompts, str):
+        raise CorpusError("Prompts are one string where a list is expected: give [prompt]")
+    given: list[Any] = list(prompts)
+    if not given:
+        raise CorpusError("There is no prompt to continue")
+    if isinstance(given[0], str):
+        empty = [number for number, text in enumerate(given) if not text]
+        if empty:
+            raise CorpusError(f"Prompt {empty[0]} is empty: there is nothing to continue")
+        bos = bos_token(model, None)
+        first = [] if bos is None else [bos]
+        docs = tokenise(tokenizer_of(model), given, limit=None, lang="the prompts")
+        if len(docs) != len(given):
+            raise CorpusError("A prompt has no token: there is nothing to continue")
+        rows = [torch.tensor([*first, *doc.tolist()]) for doc in docs]
+    else:
+        rows = [torch.as_tensor(each, dtype=torch.int64) for each in given]
+    for number, row in enumerate(rows):
+        if row.ndim != 1 or not len(row):
+            raise CorpusError(f"Prompt {number} has no token: there is nothing to continue")
+        if not 0 <= int(row.min()) <= int(row.max()) < int(model.cfg.d_vocab):
+            raise CorpusError(
+                f"Prompt {number} has a token id outside the model's {model.cfg.d_vocab}: it was "
+                "tokenised for another model"
+            )
+    return rows
+
+
+def by_length(rows: Sequence[Tensor], batch_size: int) -> list[list[int]]:
+    """Return the numbers of rows in batches, those of similar length together.
+
+    Args:
+        rows: The rows.
+        batch_size: At most so many in a batch.
+
+    Examples:
+        >>> by_length([torch.ones(3), torch.ones(1), torch.ones(2)], 2)
+        [[0, 2], [1]]
+    """
+    order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def check_room(model: HookedModel, rows: Sequence[Tensor], more: int) -> None:
+    """Refuse rows that would outgrow learned positions; rotations and slopes read on.
+
+    Args:
+        model: The model.
+        rows: Token ids.
+        more: Tokens about to be added.
+
+    Raises:
+        CorpusError: A row is too long.
+    """
+    longest = max(len(row) for row in rows)
+    learned = getattr(model.cfg, "positional_embedding_type", None) == "standard"
+    if learned and longest + more > int(model.cfg.n_ctx):
+        raise CorpusError(
+            f"A prompt has {longest} tokens and {more} are to follow, but the model has only "
+            f"{model.cfg.n_ctx} positions: shorten it, or ask for fewer new tokens"
+        )
+
+
+def ending_tokens(model: Any) -> set[int]:
+    """Return the tokens that end a text: those of the tokeniser and of the generation settings.
+
+    Args:
+        model: The model.
+    """
+    hf = getattr(model, "original_model", None)
+    settings = getattr(hf, "generation_config", None)
+    given = [
+        getattr(getattr(model, "tokenizer", None), "eos_token_id", None),
+        getattr(settings, "eos_token_id", None),
+    ]
+    return {
+        token
+        for each in given
+        if each is not None
+        for token in (each if isinstance(each, list | tuple) else [each])
+    }
+
+
+def check_decoding(model: HookedModel) -> None:
+    """Prove that left padding and the cache change nothing, on a handful of tokens.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ModelError: The model is refused, its logits are not read this way, or a token read after
+            others, from their keys and values, is not what it is when all are read at once.
+        ActivationError: The model gives NaN or infinity.
+    """
+    check_supported(model)
+    check_readout(model)
+    some = [token % int(model.cfg.d_vocab) for token in (0, 1, 2, 3, 4)]
+    rows = [torch.tensor(some), torch.tensor(some[3:])]
+    alone = [last_residual(model, [row], ()) for row in rows]
+    past = KeyValues(model, 2)
+    first = padded_batch(
+        [row[:-1] for row in rows], language="", numbers=(0, 1), bos_id=None, padding_side="left"
+    )
+    read_on(model, first.tokens, past, real=first.attention_mask)
+    last = read_on(model, torch.stack([row[-1:] for row in rows]), past)[:, -1]
+    together = torch.cat(alone)
+    size = together.float().norm()
+    half = together.dtype in (torch.float16, torch.bfloat16)
+    error = float((last - together).float().norm() / size)
+    if not error <= (5e-2 if half else 1e-3):
+        raise ModelError(
+            f"{model_name(model)} reads a token differently ({error:.1%}) after left padding and "
+            "from its key-value cache than when all tokens are read at once, so texts cannot be "
+            "continued together. transformer-lens 3.7.3 does this to GPT-2; newer ones do not"
+        )
+
+
+def last_residual(
+    model: HookedModel, rows: Sequence[Tensor], fwd_hooks: FwdHooks
+) -> Float[Tensor, "row d_model"]:
+    """Return the residual stream behind the last block at the end of rows, read anew.
+
+    Args:
+        model: The model.
+        rows: Token ids.
+        fwd_hooks: Interventions.
+    """
+    batch = padded_batch(
+        list(rows), language="", numbers=range(len(rows)), bos_id=None, padding_side="left"
+    )
+    held: list[Tensor] = []
+
+    def keep(resid: Tensor, hook: Any) -> None:
+        held.append(resid[:, -1])
+
+    run_until(
+        model,
+        batch.tokens,
+        attention_mask=batch.attention_mask,
+        fwd_hooks=fwd_hooks,
+        readers=[(RESID_POST.at(n_layers(model) - 1), keep)],
+    )
+    return held[0]
+
+
+def read_on(
+    model: HookedModel,
+    tokens: Int[Tensor, "row new"],
+    past: KeyValues,
+    *,
+    real: Bool[Tensor, "row new"] | None = None,
+    fwd_hooks: FwdHooks = (),
+) -> Float[Tensor, "row new d_model"]:
+    """Read more tokens of rows that a model remembers.
+
+    Args:
+        model: The model.
+        tokens: The next tokens.
+        past: What came before; it comes to hold these, too.
+        real: False at padding.
+        fwd_hooks: Interventions.
+
+    Returns:
+        The residual stream behind the last block.
+    """
+    held: list[Tensor] = []
+
+    def keep(resid: Tensor, hook: Any) -> None:
+        held.append(resid)
+
+    run_until(
+        model,
+        tokens,
+        attention_mask=real,
+        fwd_hooks=fwd_hooks,
+        readers=[(RESID_POST.at(n_layers(model) - 1), keep)],
+        past=past,
+    )
+    return held[0]
+
+
+class _Speech:
+    """Prompts that are being continued together; those that have ended leave."""
+
+    def __init__(
+        self, model: HookedModel, rows: list[Tensor], numbers: Sequence[int], decoding: Decoding
+    ) -> None:
+        self.model, self.rows, self.numbers, self.decoding = model, rows, numbers, decoding
+        self.tokenizer = getattr(model, "tokenizer", None)
+        self.said: list[list[int]] = [[] for _ in rows]
+        self.nll = [0.0] * len(rows)
+        self.ended = [False] * len(rows)
+        self.chance = [_generator(decoding.seed, number) for number in numbers]
+        penalised = decoding.repetition_penalty != 1
+        self.seen = [row.unique() for row in rows] if penalised else []
+
+    def run(self, fwd_hooks: FwdHooks, ends: set[int]) -> None:
+        """Say one token after the other until all have ended, or said enough."""
+        # Two positions at least: what comes alone is a new token to hooks that tell them apart.
+        widest = max(len(row) for row in self.rows)
+        tokens = torch.zeros(len(self.rows), max(widest, 2), dtype=torch.int64)
+        real = torch.zeros_like(tokens, dtype=torch.bool)
+        for place, row in enumerate(self.rows):
+            tokens[place, -len(row) :] = row
+            real[place, -len(row) :] = True
+        active = list(range(len(self.rows)))
+        past = KeyValues(self.model, len(active))
+        for step in range(self.decoding.new_tokens):
+            resid = read_on(self.model, tokens, past, real=real, fwd_hooks=fwd_hooks)[:, -1]
+            chosen = self._choose(resid, active)
+            going = []
+            for place, (row, token) in enumerate(zip(active, chosen, strict=True)):
+                self.said[row].append(token)
+                self.ended[row] = token in ends or self._stops(row)
+                if not self.ended[row]:
+                    going.append(place)
+            if not going or step + 1 == self.decoding.new_tokens:
+                return
+            if len(going) < len(active):
+                past.select(torch.tensor(going))
+            active = [active[place] for place in going]
+            tokens = torch.tensor([[self.said[row][-1]] for row in active])
+            real = torch.ones_like(tokens, dtype=torch.bool)
+
+    def continuations(self) -> dict[int, Continuation]:
+        """Return what was said, by the prompts' numbers."""
+        return {
+            number: Continuation(
+                self._text(place), tuple(self.said[place]), self.nll[place], self.ended[place]
+            )
+            for place, number in enumerate(self.numbers)
+        }
+
+    def _choose(self, resid: Float[Tensor, "row d_model"], active: Sequence[int]) -> list[int]:
+        chosen: list[int] = []
+        with torch.inference_mode():
+            for some in chunks(self.model, len(resid)):
+                logits = read_logits(self.model, resid[some])
+                whole = logits.logsumexp(1)
+                if not bool(torch.isfinite(whole).all()):
+                    raise ActivationError(
+                        f"{model_name(self.model)} gave NaN or infinite logits while continuing "
+                        "a prompt; half precision often needs bfloat16 or float32, and an "
+                        "intervention a lower strength"
+                    )
+                rows = active[some]
+                picked = self._pick(logits, rows)
+                nll = (whole - logits.gather(1, picked[:, None])[:, 0]).tolist()
+                for row, loss in zip(rows, nll, strict=True):
+                    self.nll[row] += loss
+                chosen += picked.tolist()
+        return chosen
+
+    def _pick(self, logits: Float[Tensor, "row item"], rows: Sequence[int]) -> Int[Tensor, "row"]:
+        decoding = self.decoding
+        if decoding.repetition_penalty != 1:
+            logits = logits.clone()
+            for place, row in enumerate(rows):
+                last = torch.tensor(self.said[row][-1:], dtype=torch.int64)
+                self.seen[row] = torch.cat([self.seen[row], last]).unique()
+                known = self.seen[row].to(logits.device)
+                old = logits[place, known]
+                factor = torch.tensor(float(decoding.repetition_penalty), device=old.device)
+                logits[place, known] = torch.where(old < 0, old * factor, old / factor)
+        if decoding.temperature == 0:
+            return logits.argmax(1)
+        probability, items = (logits / decoding.temperature).softmax(1).sort(1, descending=True)
+        reached = probability.double().cumsum(1)
+        # The item that reaches top_p is the last to be drawn.
+        kept = (reached < decoding.top_p).sum(1).clamp(max=logits.shape[1] - 1)
+        total = reached.gather(1, kept[:, None])
+        drawn = torch.stack([torch.rand(1, generator=self.chance[row]) for row in rows])
+        level = drawn.to(reached.device, torch.float64) * total
+        place = torch.searchsorted(reached, level, right=True).clamp(max=kept[:, None])
+        return items.gather(1, place)[:, 0]
+
+    def _stops(self, row: int) -> bool:
+        if not self.decoding.stop:
+            return False
+        assert self.tokenizer is not None  # generate asked for one
+        # A token may be part of a character, and a stop may begin inside a token.
+        tail = self.said[row][-(4 * max(map(len, self.decoding.stop)) + 8) :]
+        said = self.tokenizer.decode(tail, skip_special_tokens=True)
+        return any(stop in said for stop in self.decoding.stop)
+
+    def _text(self, place: int) -> str:
+        if self.tokenizer is None:
+            return ""
+        before = self.rows[place].tolist()
+        prompt = self.tokenizer.decode(before, skip_special_tokens=True)
+        whole = self.tokenizer.decode([*before, *self.said[place]], skip_special_tokens=True)
+        # Sentencepiece drops the space in front of a text, so a continuation is decoded with
+        # what it continues.
+        if whole.startswith(prompt):
+            text = whole[len(prompt) :]
+        else:
+            text = self.tokenizer.decode(self.said[place], skip_special_tokens=True)
+        cuts = [text.find(stop) for stop in self.decoding.stop if stop in text]
+        return text[: min(cuts)] if cuts else text
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,0 +1,219 @@
+"""How likely a model finds given continuations of prompts: the options of a question, an answer.
+
+A prompt is read once, whatever the number of its continuations, which go on from its keys and
+values.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lens_lang.batches import padded_batch
+from lens_lang.decoding import by_length, check_decoding, check_room, prompt_tokens, read_on
+from lens_lang.documents import bos_token, tokenise, tokenizer_of
+from lens_lang.errors import ActivationError, CorpusError, OptionError
+from lens_lang.key_values import KeyValues
+from lens_lang.readout import check_before_readout, chunks, read_logits
+from lens_lang.sites import FwdHooks, HookedModel, check_hooks, model_name
+
+TokenPair = tuple[Int[Tensor, "_"], Int[Tensor, "_"]]
+"""Tokens of a prompt, and of what follows it."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a continuation is.
+
+    Attributes:
+        log_probability: Of all its tokens after the prompt, in nats.
+        n_tokens: How many tokens it has.
+        greedy: Whether every one of them is the likeliest.
+    """
+
+    log_probability: float
+    n_tokens: int
+    greedy: bool
+
+
+def token_pairs(model: Any, pairs: Sequence[tuple[str, str]]) -> list[TokenPair]:
+    """Tokenise prompts with what follows them.
+
+    The two are tokenised together and divided where the prompt's own tokens end, as everybody
+    does who scores options; BOS is in front where TransformerLens has it.
+
+    Args:
+        model: Whose tokeniser.
+        pairs: Prompts and continuations, the space between them with either.
+
+    Returns:
+        Token ids of both, neither of them empty.
+
+    Raises:
+        CorpusError: A prompt or a continuation has no token.
+    """
+    tokenizer, bos = tokenizer_of(model), bos_token(model, None)
+    first = [] if bos is None else [bos]
+    found = []
+    for prompt, continuation in pairs:
+        if not continuation:
+            raise CorpusError(f"There is nothing to score behind the prompt {prompt[-40:]!r}")
+        whole = tokenise(tokenizer, [prompt + continuation], limit=None, lang="a prompt")[0]
+        own = len(tokenise(tokenizer, [prompt], limit=None, lang="a prompt")[0]) if prompt else 0
+        own = min(own, len(whole) - 1)
+        if own + len(first) == 0:
+            raise CorpusError(
+                f"{continuation[:40]!r} stands first in its row and the model has no BOS, so its "
+                "first token has no probability"
+            )
+        ids = torch.tensor([*first, *whole.tolist()])
+        found.append((ids[: own + len(first)], ids[own + len(first) :]))
+    return found
+
+
+def log_likelihoods(
+    model: HookedModel,
+    pairs: Sequence[TokenPair],
+    *,
+    fwd_hooks: FwdHooks = (),
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[Likelihood]:
+    """Score continuations of prompts.
+
+    Args:
+        model: The model.
+        pairs: Token ids of prompts and continuations; see `token_pairs`. Equal prompts are read
+            once.
+        fwd_hooks: Interventions, on prompt and continuation alike.
+        batch_size: Continuations per forward pass.
+        progress: Show a bar on stderr when that is a terminal.
+
+    Returns:
+        One score per pair, in their order.
+
+    Raises:
+        CorpusError: A prompt or a continuation is empty, too long, or of another model.
+        OptionError: `batch_size` is below 1, or hooks act on the prompt or on new tokens only,
+            which here are not told apart.
+        SiteError: A hook point does not exist, or comes after the last block.
+        ModelError: The model is refused; see `lens_lang.generate`.
+        ActivationError: NaN or infinity.
+    """
+    if batch_size < 1:
+        raise OptionError(f"batch_size must be at least 1, got {batch_size}")
+    check_hooks(model, fwd_hooks)
+    check_before_readout(model, fwd_hooks)
+    check_everywhere(fwd_hooks)
+    check_decoding(model)
+    prompts = prompt_tokens(model, [prompt for prompt, _ in pairs])
+    answers = prompt_tokens(model, [continuation for _, continuation in pairs])
+    check_room(model, prompts, max(len(row) for row in answers))
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        by_prompt.setdefault(tuple(prompt.tolist()), []).append(number)
+    distinct = [torch.tensor(prompt) for prompt in by_prompt]
+    members = list(by_prompt.values())
+    found: dict[int, Likelihood] = {}
+    with tqdm(total=len(pairs), unit="option", disable=None if progress else True) as bar:
+        for batch in _batches(distinct, members, batch_size):
+            rows = [distinct[place] for place in batch]
+            asked = [members[place] for place in batch]
+            scores = _scores(model, rows, [[answers[n] for n in some] for some in asked], fwd_hooks)
+            numbers = [number for some in asked for number in some]
+            found |= dict(zip(numbers, scores, strict=True))
+            bar.update(len(numbers))
+    return [found[number] for number in range(len(pairs))]
+
+
+def check_everywhere(fwd_hooks: FwdHooks) -> None:
+    """Refuse hooks that act on the prompt or on new tokens only, where there is no such thing.
+
+    Args:
+        fwd_hooks: Hooks about to be attached.
+
+    Raises:
+        OptionError: One of lens_lang's is made so.
+    """
+    for _, hook in fwd_hooks:
+        if getattr(hook, "positions", "all") != "all":
+            raise OptionError(
+                "A continuation that is given is read at once, so hooks cannot act on the prompt "
+                "or on new tokens only: make them with positions='all'"
+            )
+
+
+def _batches(
+    rows: Sequence[Tensor], members: Sequence[Sequence[int]], batch_size: int
+) -> list[list[int]]:
+    """Prompts of similar length together, with no more continuations than asked for."""
+    batches: list[list[int]] = []
+    room = 0
+    for (place,) in by_length(rows, 1):
+        if not batches or len(members[place]) > room:
+            batches.append([])
+            room = batch_size
+        batches[-1].append(place)
+        room -= len(members[place])
+    return batches
+
+
+def _scores(
+    model: HookedModel,
+    rows: Sequence[Tensor],
+    answers: Sequence[Sequence[Tensor]],
+    fwd_hooks: FwdHooks,
+) -> list[Likelihood]:
+    """Score every continuation of every prompt, prompt after prompt."""
+    batch = padded_batch(
+        rows, language="", numbers=range(len(rows)), bos_id=None, padding_side="left"
+    )
+    past = KeyValues(model, len(rows))
+    resid = read_on(model, batch.tokens, past, real=batch.attention_mask, fwd_hooks=fwd_hooks)
+    owner = torch.tensor([place for place, some in enumerate(answers) for _ in some])
+    flat = [answer for some in answers for answer in some]
+    resid = resid[:, -1:][owner.to(resid.device)]
+    longest = max(map(len, flat))
+    if longest > 1:
+        past.select(owner)
+        # The last token of a continuation predicts nothing that is scored.
+        shorter = torch.zeros(len(flat), longest - 1, dtype=torch.int64)
+        real = torch.zeros_like(shorter, dtype=torch.bool)
+        for place, answer in enumerate(flat):
+            shorter[place, : len(answer) - 1] = answer[:-1]
+            real[place, : len(answer) - 1] = True
+        more = read_on(model, shorter, past, real=real, fwd_hooks=fwd_hooks)
+        resid = torch.cat([resid, more], dim=1)
+    scored = torch.tensor([[n < len(answer) for n in range(longest)] for answer in flat])
+    targets = torch.cat(flat)
+    log_p, likeliest = _read(model, resid[scored.to(resid.device)], targets)
+    found = []
+    for some_p, some_hits in zip(
+        log_p.split([len(answer) for answer in flat]),
+        likeliest.split([len(answer) for answer in flat]),
+        strict=True,
+    ):
+        found.append(Likelihood(float(some_p.sum()), len(some_p), bool(some_hits.all())))
+    return found
+
+
+def _read(
+    model: HookedModel, resid: Float[Tensor, "token d_model"], targets: Int[Tensor, "token"]
+) -> tuple[Float[Tensor, "token"], Any]:
+    log_p, hits = [], []
+    with torch.inference_mode():
+        for some in chunks(model, len(resid)):
+            logits = read_logits(model, resid[some])
+            wanted = targets[some].to(logits.device)
+            log_p.append((logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1)).cpu())
+            hits.append((logits.argmax(1) == wanted).cpu())
+    found = torch.cat(log_p).double()
+    if not bool(torch.isfinite(found).all()):
+        raise ActivationError(
+            f"{model_name(model)} gave NaN or infinite logits while reading a continuation"
+        )
+    return found, torch.cat(hits)
