@@ -48,6 +48,8 @@ class Decoding:
             continuation has, and multiplies the negative ones (Keskar et al. 2019); Tang et al.
             (2024) use 1.1.
         stop: Text that ends a continuation, and is cut off.
+        skip_blank: Look for `stop` only behind the first word: an answer may begin on a new line
+            and still end at the next.
         seed: Of the drawing. Every prompt has its own stream of randomness, by its place among
             the prompts, so batches change nothing.
     """
@@ -57,6 +59,7 @@ class Decoding:
     top_p: float | int = 1.0
     repetition_penalty: float | int = 1.0
     stop: tuple[str, ...] = ()
+    skip_blank: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -354,7 +357,7 @@ class _Speech:
         self.ended = [False] * len(rows)
         self.chance = [_generator(decoding.seed, number) for number in numbers]
         penalised = decoding.repetition_penalty != 1
-        self.seen = [row.unique() for row in rows] if penalised else []
+        self.seen = [torch.unique(row) for row in rows] if penalised else []
 
     def run(self, fwd_hooks: FwdHooks, ends: set[int]) -> None:
         """Say one token after the other until all have ended, or said enough."""
@@ -371,10 +374,10 @@ class _Speech:
             resid = read_on(self.model, tokens, past, real=real, fwd_hooks=fwd_hooks)[:, -1]
             chosen = self._choose(resid, active)
             going = []
-            for place, (row, token) in enumerate(zip(active, chosen, strict=True)):
-                self.said[row].append(token)
-                self.ended[row] = token in ends or self._stops(row)
-                if not self.ended[row]:
+            for place, (number, token) in enumerate(zip(active, chosen, strict=True)):
+                self.said[number].append(token)
+                self.ended[number] = token in ends or self._stops(number)
+                if not self.ended[number]:
                     going.append(place)
             if not going or step + 1 == self.decoding.new_tokens:
                 return
@@ -417,13 +420,13 @@ class _Speech:
         decoding = self.decoding
         if decoding.repetition_penalty != 1:
             logits = logits.clone()
-            for place, row in enumerate(rows):
+            for line, row in enumerate(rows):
                 last = torch.tensor(self.said[row][-1:], dtype=torch.int64)
-                self.seen[row] = torch.cat([self.seen[row], last]).unique()
+                self.seen[row] = torch.unique(torch.cat([self.seen[row], last]))
                 known = self.seen[row].to(logits.device)
-                old = logits[place, known]
+                old = logits[line, known]
                 factor = torch.tensor(float(decoding.repetition_penalty), device=old.device)
-                logits[place, known] = torch.where(old < 0, old * factor, old / factor)
+                logits[line, known] = torch.where(old < 0, old * factor, old / factor)
         if decoding.temperature == 0:
             return logits.argmax(1)
         probability, items = (logits / decoding.temperature).softmax(1).sort(1, descending=True)
@@ -443,7 +446,13 @@ class _Speech:
         # A token may be part of a character, and a stop may begin inside a token.
         tail = self.said[row][-(4 * max(map(len, self.decoding.stop)) + 8) :]
         said = self.tokenizer.decode(tail, skip_special_tokens=True)
-        return any(stop in said for stop in self.decoding.stop)
+        return self._cut(said) is not None
+
+    def _cut(self, text: str) -> int | None:
+        """Where text to stop at begins."""
+        blank = len(text) - len(text.lstrip()) if self.decoding.skip_blank else 0
+        cuts = [text.find(stop, blank) for stop in self.decoding.stop]
+        return min((cut for cut in cuts if cut >= 0), default=None)
 
     def _text(self, place: int) -> str:
         if self.tokenizer is None:
@@ -457,8 +466,7 @@ class _Speech:
             text = whole[len(prompt) :]
         else:
             text = self.tokenizer.decode(self.said[place], skip_special_tokens=True)
-        cuts = [text.find(stop) for stop in self.decoding.stop if stop in text]
-        return text[: min(cuts)] if cuts else text
+        return text[: self._cut(text)]
 
 
 def _generator(seed: int, number: int) -> torch.Generator:

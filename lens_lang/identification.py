@@ -4,12 +4,19 @@ Any callable that takes texts and returns, for each, a language, probabilities o
 None serves as well.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from lens_lang.errors import LanguageError, MissingExtraError
+from lens_lang.errors import LanguageError, MissingExtraError, OptionError
+from lens_lang.languages import language_tag
+
+Identify = Callable[[Sequence[str]], Sequence[Mapping[str, float] | str | None]]
+"""For each text its language, or probabilities of languages, or None."""
+
+UNDETERMINED = "und"
+"""A text of no language, or of none that is known, as in BCP 47."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,71 @@ class LinguaIdentifier:
             {codes[each.language]: each.value for each in takewhile(_counts, answer)}
             for answer in answers
         ]
+
+
+def identified(texts: Sequence[str], identify: Identify) -> list[dict[str, float]]:
+    """Ask an identifier, and check what it says.
+
+    Args:
+        texts: What to ask about.
+        identify: The identifier.
+
+    Returns:
+        For each text the probabilities of languages, as the identifier names them; empty where it
+        knows none.
+
+    Raises:
+        OptionError: It gave fewer answers than it was asked, or what is no distribution.
+    """
+    answers = identify(texts)
+    if len(answers) != len(texts):
+        raise OptionError(
+            f"The identifier gave {len(answers)} answers for {len(texts)} texts; it must give one "
+            "for each"
+        )
+    return [_distribution(answer, text) for answer, text in zip(answers, texts, strict=True)]
+
+
+def spoken_languages(texts: Sequence[str], identify: Identify) -> list[str]:
+    """Say in which language each text is.
+
+    Args:
+        texts: Texts of any length; a few words are a guess.
+        identify: The identifier; it is asked once, about distinct texts that have a letter.
+
+    Returns:
+        Tags; ``und`` for a text without a letter, or in no language the identifier knows.
+
+    Raises:
+        OptionError: See `identified`.
+
+    Examples:
+        >>> spoken_languages(["Das Haus ist klein.", "42"], LangidIdentifier())
+        ['de', 'und']
+    """
+    asked = list(dict.fromkeys(text for text in texts if any(map(str.isalpha, text))))
+    said = dict(zip(asked, identified(asked, identify) if asked else [], strict=True))
+    found = []
+    for text in texts:
+        answer = said.get(text) or {UNDETERMINED: 1.0}
+        likeliest = max(answer, key=answer.__getitem__)
+        try:
+            found.append(language_tag(likeliest))
+        except LanguageError:
+            found.append(UNDETERMINED)
+    return found
+
+
+def _distribution(answer: Any, text: str) -> dict[str, float]:
+    if answer is None:
+        return {}
+    if isinstance(answer, str):
+        return {answer: 1.0}
+    found = {str(lang): float(probability) for lang, probability in answer.items()}
+    total = sum(found.values())
+    if not (all(0 <= probability <= 1 for probability in found.values()) and total < 1.01):
+        raise OptionError(f"What the identifier gave for {text!r} is no distribution")
+    return found
 
 
 def _counts(answer: Any) -> bool:

@@ -21,22 +21,19 @@ from torch import Tensor
 
 from lens_lang.errors import OptionError, ShapeError, SiteError
 from lens_lang.neurons import LanguageNeurons, NeuronSet, random_like
+from lens_lang.positions import Positions, acts_on, check_positions
 from lens_lang.sites import MLP_POST, MLP_UP, FwdHooks, HookFn, Site
 from lens_lang.stats import Activations
+from lens_lang.vectors import VectorEdit
 
 Hooks = list[tuple[str, HookFn]]
 """What every function here returns."""
-
-Positions = Literal["all", "prompt", "new"]
-"""Where to intervene: everywhere, or while generating only on the prompt or on new tokens."""
 
 EditSpace = Literal["gate", "product"]
 """Whether a value stands for act(gate), or for what goes into the down-projection."""
 
 Values = Float[Tensor, "layer neuron"] | Float[Tensor, "layer 1"] | float | int
 """One value per neuron of the model, per layer, or one for all."""
-
-_POSITIONS = ("all", "prompt", "new")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +92,7 @@ class NeuronEdit:
                 "another model"
             )
         up = None if self.up is None else self.up.take()
-        # With a key-value cache, a new token comes alone and a prompt comes all at once.
-        is_new = flat.shape[1] == 1
-        if self.positions != "all" and is_new != (self.positions == "new"):
+        if not acts_on(flat, self.positions):
             return None
         indices = self.indices.to(flat.device)
         values = self.values.to(flat.device, flat.dtype)
@@ -231,14 +226,16 @@ def steer(
         LanguageError: A language is not among the neurons', or not among the means'.
         OptionError: The means are of the up-projection.
     """
-    if mean.space == "up":
+    if mean.space not in ("gate", "product"):
+        what = {"up": "the up-projection", "residual": "the residual stream"}[mean.space]
         raise OptionError(
-            "Steering sets neurons to their mean activation, but these are means of the "
-            "up-projection: collect MeanActivation() or MeanActivation(space='product')"
+            f"Steering sets neurons to their mean activation, but these are means of {what}: "
+            "collect MeanActivation() or MeanActivation(space='product')"
         )
     off = neurons[source] - neurons[target]
     values = (mean[target] * strength).float()
-    on = replace(neurons[target], values, space=mean.space, positions=positions)
+    space: EditSpace = "gate" if mean.space == "gate" else "product"
+    on = replace(neurons[target], values, space=space, positions=positions)
     return ablate(off, positions=positions) + on
 
 
@@ -247,7 +244,7 @@ def matched_control(fwd_hooks: FwdHooks, *, generator: torch.Generator) -> Hooks
 
     Values that belong to a neuron stay with its place in the list, so the random neurons are
     set to values that other neurons have: the control for "which neurons", not for "which
-    values".
+    values". The control of a vector (`lens_lang.shift`) is as long a vector in a random direction.
 
     Args:
         fwd_hooks: Hooks made by this module.
@@ -282,6 +279,8 @@ def matched_control(fwd_hooks: FwdHooks, *, generator: torch.Generator) -> Hooks
             if hook.up is not None:
                 edit = dataclasses.replace(edit, up=notes[id(hook.up)])
             controls.append((name, edit))
+        elif isinstance(hook, VectorEdit):
+            controls.append((name, hook.at_random(generator)))
         else:
             raise OptionError(
                 f"The hook at {name!r} was not made by lens_lang, so it has no matched control: "
@@ -303,8 +302,7 @@ def _edits(
     positions: Positions,
     space: EditSpace = "product",
 ) -> Hooks:
-    if positions not in _POSITIONS:
-        raise OptionError(f"positions must be one of {', '.join(_POSITIONS)}, got {positions!r}")
+    check_positions(positions)
     if space not in ("gate", "product"):
         raise OptionError(f"space must be gate or product, got {space!r}")
     hooks: Hooks = []

@@ -14,6 +14,7 @@ from string import Formatter
 from typing import Any, Literal
 
 from lens_lang.errors import CorpusError, OptionError
+from lens_lang.languages import language_tag
 from lens_lang.questions import Question, Texts
 from lens_lang.tables import by_tag, rows_of, text_of, value_of, word_of
 
@@ -210,6 +211,57 @@ def read_entailment(
     """
     source = _packaged("entailment.jsonl") if path is None else path
     return read_questions(source, inference_template(instruction))
+
+
+def open_questions(
+    path: str | Path | None = None,
+    *,
+    languages: Sequence[str] | None = None,
+    frame: str = "Q: {question}\nA:",
+    limit: int | None = None,
+) -> dict[str, list[str]]:
+    """Read questions that have no one answer, to see in which language a model answers.
+
+    Args:
+        path: A file whose rows have texts by language in the column ``questions``; None reads the
+            24 questions that come with lens_lang, written for it in nine languages.
+        languages: Which languages; None takes all that every question is given in.
+        frame: What stands around ``{question}``: by default that of Tang et al. (2024), without
+            their request to answer in the language.
+        limit: At most so many questions, evenly chosen.
+
+    Returns:
+        Prompts by language.
+
+    Raises:
+        CorpusError: The file is missing or malformed, or a question is not given in a language.
+        OptionError: `frame` has no place for the question, or `limit` is less than one.
+        LanguageError: A language is unknown.
+
+    Examples:
+        >>> print(open_questions(languages=["French"], limit=1)["fr"][0])
+        Q: Comment entretenir une plante d'intérieur pour qu'elle reste en bonne santé ?
+        A:
+    """
+    if frame.count("{question}") != 1:
+        raise OptionError(f"frame must have {{question}} once, got {frame!r}")
+    _check_limit(limit)
+    source = _packaged("open_questions.jsonl") if path is None else path
+    found = read_questions(source, Template(frame.replace("{question}", "{questions}")))
+    count = len(found) if limit is None else min(limit, len(found))
+    chosen = [found[place * len(found) // count] for place in range(count)]
+    if languages is None:
+        tags = [lang for lang in chosen[0].languages if all(lang in q.prompts for q in chosen)]
+    else:
+        tags = [language_tag(lang) for lang in languages]
+    for each in chosen:
+        missing = [lang for lang in tags if lang not in each.prompts]
+        if missing or not tags:
+            raise CorpusError(
+                f"{source}: question {each.name!r} is not given in "
+                f"{', '.join(missing) or 'the languages of the others'}"
+            )
+    return {lang: [each.prompts[lang] for each in chosen] for lang in tags}
 
 
 def _packaged(name: str) -> Path:

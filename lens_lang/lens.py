@@ -20,6 +20,7 @@ from lens_lang.corpora import Corpora, check_fits
 from lens_lang.curves import LanguageCurve
 from lens_lang.documents import Documents, bos_token, tokenise, tokenizer_of
 from lens_lang.errors import ActivationError, CorpusError, OptionError
+from lens_lang.identification import UNDETERMINED
 from lens_lang.languages import distinct_languages, find_language, language_tag
 from lens_lang.readout import check_before_readout, check_readout, chunks, read_logits
 from lens_lang.sites import (
@@ -40,9 +41,6 @@ from lens_lang.vocabulary import VocabularyLanguages
 
 Prompts = Corpora | Mapping[str, Iterable[str]] | Iterable[str]
 """Texts by language, or of no stated language ("und"), or documents already tokenised."""
-
-UNDETERMINED = "und"
-"""Label of prompts whose language nobody said, as in BCP 47."""
 
 Where = Literal["all", "last", "new"]
 

@@ -191,14 +191,9 @@ def _scores(
     scored = torch.tensor([[n < len(answer) for n in range(longest)] for answer in flat])
     targets = torch.cat(flat)
     log_p, likeliest = _read(model, resid[scored.to(resid.device)], targets)
-    found = []
-    for some_p, some_hits in zip(
-        log_p.split([len(answer) for answer in flat]),
-        likeliest.split([len(answer) for answer in flat]),
-        strict=True,
-    ):
-        found.append(Likelihood(float(some_p.sum()), len(some_p), bool(some_hits.all())))
-    return found
+    sizes = [len(answer) for answer in flat]
+    parts = zip(torch.split(log_p, sizes), torch.split(likeliest, sizes), strict=True)
+    return [Likelihood(float(p.sum()), len(p), bool(hits.all())) for p, hits in parts]
 
 
 def _read(

@@ -7,7 +7,7 @@ two days are joined with ``+``.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,7 @@ from lens_lang.sites import (
     MLP_POST,
     MLP_PRE,
     MLP_UP,
+    RESID_POST,
     HookedModel,
     Site,
     gate_activation,
@@ -27,8 +28,8 @@ from lens_lang.sites import (
 )
 from lens_lang.specs import Reading, Sums
 
-Space = Literal["gate", "product", "up"]
-"""Which value of an MLP neuron: act(gate), act(gate) * up, or up."""
+Space = Literal["gate", "product", "up", "residual"]
+"""Which value: of an MLP neuron act(gate), act(gate) * up, or up; or the residual stream."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +136,9 @@ class Activations(Saved):
         sum: Sum over all tokens, float64.
         sum_sq: Sum of squares over all tokens, float64.
         n_tokens: Number of tokens of each language.
-        space: Which value: ``gate`` is act(gate), ``product`` is act(gate) * up, ``up`` is up.
+        space: Which value: ``gate`` is act(gate), ``product`` is act(gate) * up, ``up`` is up;
+            ``residual`` is the residual stream after each block, whose axis of neurons is
+            d_model.
         provenance: Model, corpora and versions, as JSON values.
 
     Examples:
@@ -189,19 +192,23 @@ class MeanActivation:
 
     Attributes:
         space: ``gate`` sums act(gate), as in Tang et al. (2024); ``product`` the input of the
-            down-projection; ``up`` the up-projection.
+            down-projection; ``up`` the up-projection; ``residual`` the residual stream after
+            each block, for `lens_lang.shift`.
     """
 
     space: Space = "gate"
 
     def __post_init__(self) -> None:
-        if self.space not in ("gate", "product", "up"):
-            raise OptionError(f"space must be gate, product or up, got {self.space!r}")
+        known = get_args(Space)
+        if self.space not in known:
+            raise OptionError(f"space must be one of {', '.join(known)}, got {self.space!r}")
 
     def bind(self, model: HookedModel) -> "_BoundMean":
         """Fit the spec to a model: find out how it activates its gates."""
         if self.space == "up":
             return _BoundMean("up", MLP_UP, None)
+        if self.space == "residual":
+            return _BoundMean("residual", RESID_POST, None)
         if self.space == "product" or not is_gated(model):
             return _BoundMean("product", MLP_POST, None)
         return _BoundMean("gate", MLP_PRE, gate_activation(model))

@@ -8,7 +8,7 @@ digits, markup, parts of characters, words of languages that were not asked for.
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,12 @@ from torch import Tensor
 from lens_lang.corpora import Corpora
 from lens_lang.documents import TokenisingModel
 from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageError
-from lens_lang.identification import LangidIdentifier, LinguaIdentifier
+from lens_lang.identification import (
+    Identify,
+    LangidIdentifier,
+    LinguaIdentifier,
+    identified,
+)
 from lens_lang.languages import distinct_languages, find_language, language_tag
 from lens_lang.models import cache_dir
 from lens_lang.saved import Saved
@@ -31,9 +36,6 @@ if TYPE_CHECKING:
 
 OTHER = "other"
 """Label of the last column: no language, or none of those asked for."""
-
-Identify = Callable[[Sequence[str]], Sequence[Mapping[str, float] | str | None]]
-"""For each text its language, or probabilities of languages, or None."""
 
 _ASK_AT_ONCE = 10_000
 """Texts an identifier is given at once: the answers of a large vocabulary would fill memory."""
@@ -216,14 +218,8 @@ class VocabularyLanguages(Saved):
         distinct = list(numbers)
         for start in range(0, len(distinct), _ASK_AT_ONCE):
             asked = distinct[start : start + _ASK_AT_ONCE]
-            answers = identify(asked)
-            if len(answers) != len(asked):
-                raise OptionError(
-                    f"The identifier gave {len(answers)} answers for {len(asked)} texts; it must "
-                    "give one for each"
-                )
-            for text, answer in zip(asked, answers, strict=True):
-                for lang, probability in _probabilities(answer, text):
+            for text, answer in zip(asked, identified(asked, identify), strict=True):
+                for lang, probability in answer.items():
                     place = columns[lang]
                     if place is not None:
                         share[numbers[text], place] += probability
@@ -412,18 +408,6 @@ def _letters_outside(scripts: frozenset[str]) -> str:
     """
     known = [*sorted(scripts), "Common", "Inherited"]
     return "[\\p{L}--[" + "".join(rf"\p{{Script_Extensions={name}}}" for name in known) + "]]"
-
-
-def _probabilities(answer: Any, text: str) -> list[tuple[str, float]]:
-    if answer is None:
-        return []
-    if isinstance(answer, str):
-        return [(answer, 1.0)]
-    found = [(str(lang), float(probability)) for lang, probability in answer.items()]
-    total = sum(probability for _, probability in found)
-    if not (all(0 <= probability <= 1 for _, probability in found) and total < 1.01):
-        raise OptionError(f"What the identifier gave for {text!r} is no distribution")
-    return found
 
 
 def _cache_file(identify: Any, spelled: Sequence[bytes], tags: Sequence[str]) -> Path | None:

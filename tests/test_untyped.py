@@ -90,7 +90,7 @@ CASES = {
     "token_vectors(None, [1], vector='both')": "vector must be unembedding or embedding, got",
     "inference_template('fr')": "instruction must be en or native, got 'fr'",
     "read_edits([], fact='french')": "fact must be english or own, got 'french'",
-    "MeanActivation('gates')": "space must be gate, product or up, got 'gates'",
+    "MeanActivation('gates')": "space must be one of gate, product, up, residual, got 'gates'",
     "LapeVariant(scope='world')": "scope must be model or layer, got 'world'",
     "LapeVariant(assign='best')": "assign must be above_bar or argmax or exclusive, got 'best'",
     "ablate(some, positions='last')": "positions must be one of all, prompt, new, got 'last'",

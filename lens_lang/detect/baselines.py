@@ -70,8 +70,11 @@ def lave(
     Returns:
         The neurons of each language.
     """
-    if activations.space == "up":
-        raise OptionError("lave needs activation values, not those of the up-projection")
+    if activations.space not in ("gate", "product"):
+        raise OptionError(
+            "lave needs activation values of MLP neurons, in gate or product space, got "
+            f"{activations.space!r}"
+        )
     member = select_by_entropy(
         activations.mean.clamp(min=0),
         top=top,

@@ -1,0 +1,281 @@
+"""Letting a model answer open questions under interventions, and steering them into a language.
+
+Every run of a language is a part that is kept as soon as it is done; `generation` says what came
+out.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from lens_lang.collection import weights_digest
+from lens_lang.decoding import Decoding, generate
+from lens_lang.errors import LanguageError, OptionError
+from lens_lang.evaluate.generation import GenerationMatrix, identifier_name, judged
+from lens_lang.identification import Identify, LangidIdentifier
+from lens_lang.intervene import Hooks, matched_control
+from lens_lang.languages import distinct_languages, find_language, language_tag
+from lens_lang.parts import Parts, fingerprint, seeded
+from lens_lang.sites import FwdHooks, HookedModel, check_hooks, hooked_names, model_name
+from lens_lang.storage import versions
+
+SteeringMethod = Callable[[str, str, float], Hooks]
+"""Makes hooks from the language to leave, the one to speak, and a strength."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """An intervention that is to turn answers into one language, from several others.
+
+    Attributes:
+        target: The language to answer in.
+        hooks: By language of the question. Questions in other languages are not asked.
+        method: What it is called in tables and figures.
+        strength: How strong it is.
+    """
+
+    target: str
+    hooks: Mapping[str, FwdHooks]
+    method: str = ""
+    strength: float | int = 1.0
+
+
+def steerings(
+    methods: Mapping[str, SteeringMethod],
+    languages: Sequence[str],
+    strengths: Sequence[float | int] = (1.0,),
+    *,
+    targets: Sequence[str] | None = None,
+) -> dict[str, Steering]:
+    """Prepare a sweep: every method, at every strength, from every language into every target.
+
+    Args:
+        methods: For example ``{"LAPE": lambda source, target, strength: steer(neurons,
+            source=source, target=target, mean=mean, strength=strength)}``.
+        languages: Of the questions.
+        strengths: Passed to the methods.
+        targets: Languages to answer in; None takes all of `languages`.
+
+    Returns:
+        Interventions for `generation_matrix`, named after method, target and strength.
+
+    Examples:
+        >>> sweep = steerings({"none": lambda source, target, strength: []}, ("en", "fr"), (1, 2))
+        >>> list(sweep)
+        ['none en x1', 'none en x2', 'none fr x1', 'none fr x2']
+    """
+    tags = distinct_languages(language_tag(lang) for lang in languages)
+    wanted = tags if targets is None else [language_tag(lang) for lang in targets]
+    return {
+        f"{name} {target} x{strength:g}": Steering(
+            target,
+            {lang: method(lang, target, float(strength)) for lang in tags if lang != target},
+            name,
+            strength,
+        )
+        for name, method in methods.items()
+        for target in wanted
+        for strength in strengths
+    }
+
+
+def generation_matrix(
+    model: HookedModel,
+    prompts: Mapping[str, Sequence[str]],
+    interventions: Mapping[str, FwdHooks | Steering],
+    *,
+    controls: int = 0,
+    decoding: Decoding = Decoding(new_tokens=32),  # noqa: B008  frozen
+    identify: Identify = LangidIdentifier(),  # noqa: B008  frozen
+    batch_size: int = 16,
+    run_dir: str | Path | None = None,
+    progress: bool = True,
+) -> GenerationMatrix:
+    """Let a model answer open questions under interventions, and say in which language it does.
+
+    Args:
+        model: The model.
+        prompts: Questions by language; see `lens_lang.open_questions`.
+        interventions: Hooks by name, the same for all questions; or a `Steering`, whose
+            hooks depend on the question's language (see `steerings`). No hooks at all change
+            nothing and cost nothing.
+        controls: Random controls per intervention (see `lens_lang.matched_control`).
+        decoding: How to answer; its seed is also that of the controls.
+        identify: Says in which language a text is: `lens_lang.LangidIdentifier`,
+            `lens_lang.LinguaIdentifier`, or any callable.
+        batch_size: Questions at once.
+        run_dir: Folder that keeps every run of a language as soon as it is done, so that the
+            same call goes on after an interruption.
+        progress: Show a bar on stderr when that is a terminal.
+
+    Returns:
+        All answers, and the languages they are in.
+
+    Raises:
+        OptionError: `controls` is negative, or a hook that is not of lens_lang is to be
+            controlled or kept.
+        LanguageError: A language is unknown, or given twice.
+        CorpusError: A question is empty.
+        SiteError: A hook's name is unknown, or it comes after the last block.
+        MissingExtraError: The identifier is not installed.
+        ActivationError: The model produced NaN or infinity.
+    """
+    if controls < 0:
+        raise OptionError(f"controls must be at least 0, got {controls}")
+    if not prompts or not all(prompts.values()):
+        raise OptionError("generation_matrix needs at least one question in each language")
+    identify(["."])  # a missing library should cost no hour
+    tags = distinct_languages(language_tag(lang) for lang in prompts)
+    asked = dict(zip(tags, map(tuple, prompts.values()), strict=True))
+    plan: list[dict[str, FwdHooks]] = [dict.fromkeys(tags, ())]
+    for each in interventions.values():
+        plan.append(_hooks_by_language(each, tags))
+    for row, name in zip(plan[1:], interventions, strict=True):
+        for draw in range(controls):
+            plan.append(
+                {
+                    lang: matched_control(hooks, generator=seeded(decoding.seed, name, lang, draw))
+                    for lang, hooks in row.items()
+                }
+            )
+    for row in plan:
+        for hooks in row.values():
+            check_hooks(model, hooks)
+    answers = _Answers(model, asked, decoding, batch_size, Parts(run_dir))
+    total = sum(bool(hooks) or run == 0 for run, row in enumerate(plan) for hooks in row.values())
+    said: list[dict[str, list[dict[str, Any]]]] = []
+    with tqdm(total=total, unit="run", disable=None if progress else True) as bar:
+        for row in plan:
+            said.append({})
+            for lang, hooks in row.items():
+                bar.set_postfix_str(lang, refresh=False)
+                if hooks or len(said) == 1:
+                    said[-1][lang] = answers.of(lang, hooks)
+                    bar.update()
+                else:
+                    said[-1][lang] = said[0][lang]
+    return _matrix(model, asked, interventions, said, controls, decoding, identify)
+
+
+def _hooks_by_language(
+    intervention: FwdHooks | Steering, languages: tuple[str, ...]
+) -> dict[str, FwdHooks]:
+    if not isinstance(intervention, Steering):
+        return dict.fromkeys(languages, intervention)
+    found = {
+        languages[find_language(lang, languages)]: hooks
+        for lang, hooks in intervention.hooks.items()
+        if language_tag(lang) in languages
+    }
+    if not found:
+        raise LanguageError(
+            f"Steering into {intervention.target!r} has hooks for questions in "
+            f"{', '.join(intervention.hooks) or 'no language'}, and there are none; questions are "
+            f"in {', '.join(languages)}"
+        )
+    return found
+
+
+class _Answers:
+    """A model's answers to the questions of a language, from a file if they are there."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        asked: Mapping[str, Sequence[str]],
+        decoding: Decoding,
+        batch_size: int,
+        parts: Parts,
+    ) -> None:
+        self.model, self.asked, self.decoding = model, asked, decoding
+        self.batch_size, self.parts = batch_size, parts
+        self.weights = weights_digest(model)
+
+    def of(self, lang: str, hooks: FwdHooks) -> list[dict[str, Any]]:
+        prompts = list(self.asked[lang])
+
+        def answer() -> list[dict[str, Any]]:
+            said = generate(
+                self.model,
+                prompts,
+                self.decoding,
+                fwd_hooks=hooks,
+                batch_size=self.batch_size,
+            )
+            return [{**asdict(each), "tokens": list(each.tokens)} for each in said]
+
+        if self.parts.folder is None:
+            return answer()
+        key = {
+            "what": "answers",
+            "model": model_name(self.model),
+            "weights": self.weights,
+            "prompts": prompts,
+            "decoding": {**asdict(self.decoding), "stop": list(self.decoding.stop)},
+            "hooks": fingerprint(hooks),
+        }
+        return list(self.parts.get(key, answer))
+
+
+def _matrix(
+    model: HookedModel,
+    asked: Mapping[str, Sequence[str]],
+    interventions: Mapping[str, FwdHooks | Steering],
+    said: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]],
+    controls: int,
+    decoding: Decoding,
+    identify: Identify,
+) -> GenerationMatrix:
+    languages = tuple(lang for lang, texts in asked.items() for _ in texts)
+    texts, nll, tokens, n_tokens = [], [], [], []
+    for row in said:
+        flat = [
+            answer
+            for lang, questions in asked.items()
+            for answer in row.get(lang, [None] * len(questions))
+        ]
+        texts.append(tuple(None if each is None else str(each["text"]).strip() for each in flat))
+        nll.append(
+            [torch.nan if each is None else each["nll"] / len(each["tokens"]) for each in flat]
+        )
+        n_tokens.append([0 if each is None else len(each["tokens"]) for each in flat])
+        tokens += [token for each in flat if each is not None for token in each["tokens"]]
+    spoken, lines = judged(texts, identify)
+    return GenerationMatrix(
+        interventions=tuple(interventions),
+        prompts=tuple(text for each in asked.values() for text in each),
+        languages=languages,
+        texts=tuple(texts),
+        spoken=spoken,
+        lines=lines,
+        nll=torch.tensor(nll, dtype=torch.float64),
+        tokens=torch.tensor(tokens, dtype=torch.int64),
+        n_tokens=torch.tensor(n_tokens),
+        steering={
+            name: {
+                "target": language_tag(each.target),
+                "method": each.method,
+                "strength": each.strength,
+            }
+            for name, each in interventions.items()
+            if isinstance(each, Steering)
+        },
+        n_controls=controls,
+        provenance={
+            "model": model_name(model),
+            "weights": weights_digest(model),
+            "decoding": asdict(decoding),
+            "identifier": identifier_name(identify),
+            "interventions": {
+                name: {lang: hooked_names(model, hooks) for lang, hooks in each.hooks.items()}
+                if isinstance(each, Steering)
+                else hooked_names(model, each)
+                for name, each in interventions.items()
+            },
+            "versions": versions(),
+        },
+    )

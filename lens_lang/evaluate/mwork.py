@@ -1,0 +1,241 @@
+"""The MWork story, tested: understand, solve the task, generate (Zhao et al. 2024, section 4).
+
+A language's neurons of some regions are switched off, and the task is tested in that language and
+in English; then as many random neurons of the same layers. If the story holds, switching off
+understanding hurts other languages at reading comprehension and not English, generation at
+summaries, and so on. Tables have the paper's layout: English, the others, their changes, and the
+difference of the changes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lens_lang.errors import LanguageError, OptionError
+from lens_lang.evaluate.solving import TaskHooks, Testing, task_matrix
+from lens_lang.evaluate.story import PIVOT, MWork
+from lens_lang.intervene import ablate
+from lens_lang.neurons import LanguageNeurons, NeuronSet
+from lens_lang.regions import Regions
+from lens_lang.sites import HookedModel, n_layers
+from lens_lang.tasks import TaskItems
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PARTS: Mapping[str, str] = {
+    "U": "understanding",
+    "A": "task_attention",
+    "F": "task_mlp",
+    "G": "generation",
+}
+"""The regions of `Regions.split` by the letter that stands for them in settings."""
+
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "xquad": ("U", "A+F", "G", "U+A+F+G"),
+    "mgsm": ("A", "A+F", "U+G", "U+F+G", "U+A+F+G"),
+    "xcsqa": ("F", "A", "A+F", "U+A+F+G"),
+    "xlsum": ("G", "U+A+F+G"),
+    "xnli": ("U", "A+F", "G", "U+A+F+G"),
+}
+"""What the paper's tables 2 to 5 switch off for each task, and for inferences as for XQuAD."""
+
+
+def mwork(
+    model: HookedModel,
+    neurons: LanguageNeurons,
+    tasks: Sequence[TaskItems],
+    *,
+    regions: Regions = Regions(),  # noqa: B008  frozen
+    settings: Mapping[str, Sequence[str]] | None = None,
+    testing: Testing = Testing(controls=1),  # noqa: B008  frozen
+    run_dir: str | Path | None = None,
+    progress: bool = True,
+) -> MWork:
+    """Switch off languages' neurons region by region, and test tasks in them and in English.
+
+    Args:
+        model: The model.
+        neurons: Found by any method; one without attention neurons has no region A. The paper
+            takes from each language what all languages have in common: ``plnd(...,
+            without="common")``.
+        tasks: Items of one or several tasks, English and at least one language that has neurons.
+        regions: Which layers understand, solve and generate; see `tune_regions`.
+        settings: By task what to switch off, letters of `PARTS` joined by ``+``; None takes
+            `SETTINGS`. Without attention neurons, A is left out.
+        testing: Controls, length of answers, batch size, seed.
+        run_dir: Folder that keeps every run as soon as it is done; the same call goes on.
+        progress: Show a bar on stderr when that is a terminal.
+
+    Returns:
+        Scores of every item; `MWork.to_frame` is the paper's table.
+
+    Raises:
+        OptionError: A setting is none, a task is given twice, or the regions leave no layer for
+            the task.
+        LanguageError: A task is not in English, or in no other language that has neurons.
+        ShapeError: The neurons belong to another model.
+        CorpusError: A prompt is too long for the model.
+        ActivationError: The model produced NaN or infinity.
+    """
+    names = [items.task.name for items in tasks]
+    if not names or len(set(names)) < len(names):
+        raise OptionError(f"mwork needs each task once, got {', '.join(names) or 'none'}")
+    layers = regions.layers(n_layers(model))
+    split = {lang: regions.split(some) for lang, some in neurons.items()}
+    plans = {items.task.name: _plan(items, split, settings) for items in tasks}
+    matrices = {
+        items.task.name: task_matrix(
+            model,
+            items,
+            plans[items.task.name][1],
+            testing=testing,
+            run_dir=run_dir,
+            progress=progress,
+        )
+        for items in tasks
+    }
+    return MWork(
+        matrices,
+        {name: settings for name, (settings, _) in plans.items()},
+        {name: tuple(each) for name, each in layers.items()},
+        {
+            "model": next(iter(matrices.values())).provenance["model"],
+            "neurons": dict(neurons.provenance),
+            "counts": {
+                lang: {name: len(some) for name, some in each.items()}
+                for lang, each in split.items()
+            },
+            "regions": {
+                "understanding": regions.understanding,
+                "generation": regions.generation,
+            },
+        },
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RegionSearch:
+    """How many layers understand and generate, judged by one task in one language.
+
+    Attributes:
+        regions: The choice.
+        table: What was tried: ``region``, ``layers``, scores of English and of the language under
+            the language's neurons there, and their difference.
+    """
+
+    regions: Regions
+    table: "pd.DataFrame"
+
+
+def tune_regions(
+    model: HookedModel,
+    neurons: LanguageNeurons,
+    items: TaskItems,
+    *,
+    language: str,
+    sizes: Mapping[str, Sequence[int]],
+    testing: Testing = Testing(),  # noqa: B008  frozen
+    metric: str | None = None,
+    run_dir: str | Path | None = None,
+) -> RegionSearch:
+    """Choose the regions' layers on one task and one language, as the paper does (tables 12, 13).
+
+    Of each region the number of layers is taken whose neurons, switched off, hurt the language
+    most beside English: the greatest score of English minus the language's. Judge on other
+    languages or tasks than you tune on.
+
+    Args:
+        model: The model.
+        neurons: As for `mwork`.
+        items: The task, in English and in the language; the paper takes XQuAD.
+        language: The language; the paper takes Chinese.
+        sizes: Numbers of layers to try, for ``understanding`` and ``generation``.
+        testing: Length of answers, batch size.
+        metric: As in `MWork.to_frame`.
+        run_dir: As for `mwork`.
+
+    Returns:
+        The regions, and everything that was tried.
+
+    Raises:
+        OptionError: `sizes` name another region, or none of them leaves a layer for the task.
+        LanguageError: The task is not in English and the language.
+    """
+    import pandas as pd
+
+    if set(sizes) != {"understanding", "generation"} or not all(sizes.values()):
+        raise OptionError(
+            "sizes must give numbers of layers for understanding and for generation, got "
+            f"{ {name: list(each) for name, each in sizes.items()} }"
+        )
+    whole = n_layers(model)
+    tried: dict[str, TaskHooks] = {}
+    for name, numbers in sizes.items():
+        for number in numbers:
+            alone = dict.fromkeys(sizes, 0) | {name: number}
+            some = Regions(**alone).split(neurons[language])[name]
+            hooks = ablate(some)
+            tried[f"{name} {number}"] = {language: hooks, PIVOT: hooks}
+    matrix = task_matrix(model, items, tried, testing=testing, run_dir=run_dir)
+    rows = []
+    for run, label in enumerate(tried, 1):
+        name, _, layers = label.partition(" ")
+        english, other = (float(matrix.of(x, metric)[run].mean()) for x in (PIVOT, language))
+        rows.append(
+            {
+                "region": name,
+                "layers": int(layers),
+                "english": english,
+                "language": other,
+                "difference": english - other,
+            }
+        )
+    table = pd.DataFrame(rows)
+    best = {}
+    for name in sizes:
+        mine = table[table["region"] == name].reset_index(drop=True)
+        best[name] = int(mine["layers"][int(mine["difference"].argmax())])
+    regions = Regions(**best)
+    regions.layers(whole)  # refuses what leaves no layer between them
+    return RegionSearch(regions, table)
+
+
+def _plan(
+    items: TaskItems,
+    split: Mapping[str, Mapping[str, NeuronSet]],
+    settings: Mapping[str, Sequence[str]] | None,
+) -> tuple[tuple[str, ...], dict[str, TaskHooks]]:
+    """What is switched off for a task, and the hooks of every setting and language."""
+    task = items.task.name
+    others = [lang for lang in items.languages if lang != PIVOT and lang in split]
+    if PIVOT not in items.languages or not others:
+        raise LanguageError(
+            f"{task} must be in English and in a language that has neurons "
+            f"({', '.join(split)}), but is in {', '.join(items.languages)}"
+        )
+    asked = SETTINGS[task] if settings is None else tuple(settings.get(task, ()))
+    has_attention = any(len(each["task_attention"]) for each in split.values())
+    kept: dict[str, None] = {}
+    for setting in asked:
+        letters = setting.split("+")
+        if not set(letters) <= set(PARTS) or len(set(letters)) < len(letters):
+            raise OptionError(
+                f"A setting is made of {', '.join(PARTS)} joined by +, such as U+G; got {setting!r}"
+            )
+        left = [each for each in letters if each != "A" or has_attention or settings]
+        if left:
+            kept["+".join(left)] = None
+    if not kept:
+        raise OptionError(f"There is nothing to switch off for {task}: give it settings")
+    plan: dict[str, TaskHooks] = {}
+    for setting in kept:
+        for lang in others:
+            parts = [split[lang][PARTS[letter]] for letter in setting.split("+")]
+            union = parts[0]
+            for each in parts[1:]:
+                union = union | each
+            hooks = ablate(union)
+            plan[f"{setting} {lang}"] = {lang: hooks, PIVOT: hooks}
+    return tuple(kept), plan

@@ -1,0 +1,286 @@
+"""Solving a task's items under interventions: what was answered, and how well.
+
+An answer is generated, or where there are options the likeliest is taken; either way the right
+answer's log-probability is measured, too: small models that are never right still say how much an
+intervention hurts. Every run of a language is a part that is kept as soon as it is done.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from lens_lang.collection import weights_digest
+from lens_lang.decoding import Decoding, generate
+from lens_lang.errors import LanguageError, OptionError
+from lens_lang.evaluate.metrics import exact_match, number_match, rouge_l, token_f1
+from lens_lang.evaluate.task_scores import METRICS, TaskMatrix
+from lens_lang.intervene import matched_control
+from lens_lang.languages import find_language, language_tag
+from lens_lang.likelihood import log_likelihoods, token_pairs
+from lens_lang.parts import Parts, fingerprint, seeded
+from lens_lang.questions import space_between
+from lens_lang.sites import FwdHooks, HookedModel, check_hooks, hooked_names, model_name
+from lens_lang.storage import versions
+from lens_lang.tasks import Item, TaskItems
+
+TaskHooks = FwdHooks | Mapping[str, FwdHooks]
+"""Hooks for all languages, or by language; a language without hooks is not tested then."""
+
+
+@dataclass(frozen=True)
+class Testing:
+    """How items are solved.
+
+    Attributes:
+        controls: Random controls per intervention (see `lens_lang.matched_control`).
+        new_tokens: At most so many in an answer; None takes the task's own.
+        batch_size: Prompts at once.
+        seed: Of the controls' random neurons.
+    """
+
+    controls: int = 0
+    new_tokens: int | None = None
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.controls < 0:
+            raise OptionError(f"controls must be at least 0, got {self.controls}")
+        if self.batch_size < 1:
+            raise OptionError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.new_tokens is not None and self.new_tokens < 1:
+            raise OptionError(f"new_tokens must be at least 1, got {self.new_tokens}")
+
+
+def task_matrix(
+    model: HookedModel,
+    items: TaskItems,
+    interventions: Mapping[str, TaskHooks],
+    *,
+    testing: Testing = Testing(),  # noqa: B008  frozen
+    run_dir: str | Path | None = None,
+    progress: bool = True,
+) -> TaskMatrix:
+    """Solve a task in every language, without and with interventions and random controls.
+
+    Args:
+        model: The model.
+        items: The task's items, from `lens_lang.read_task` or `lens_lang.stream_task`.
+        interventions: Hooks by name: the same for all languages, or by language, as in
+            ``{"own": {lang: ablate(some) for lang, some in neurons.items()}}``; then languages
+            without hooks are not tested under that intervention.
+        testing: Controls, length of answers, batch size, seed.
+        run_dir: Folder that keeps every run of a language as soon as it is done, so that the
+            same call goes on after an interruption.
+        progress: Show a bar on stderr when that is a terminal.
+
+    Returns:
+        Every item's scores in every run.
+
+    Raises:
+        OptionError: A hook that is not of lens_lang is to be controlled or kept.
+        LanguageError: An intervention names no language of the task.
+        CorpusError: A prompt is too long for the model.
+        SiteError: A hook's name is unknown, or it comes after the last block.
+        MissingExtraError: A metric's library is not installed.
+        ActivationError: The model produced NaN or infinity.
+    """
+    rows: list[dict[str, FwdHooks]] = [dict.fromkeys(items.languages, ())]
+    rows += [_by_language(hooks, items, name) for name, hooks in interventions.items()]
+    for row, name in zip(rows[1:], interventions, strict=True):
+        for draw in range(testing.controls):
+            drawn: dict[str, FwdHooks] = {
+                lang: matched_control(hooks, generator=seeded(testing.seed, name, lang, draw))
+                for lang, hooks in row.items()
+            }
+            rows.append(drawn)
+    for row in rows:
+        for hooks in row.values():
+            check_hooks(model, hooks)
+    metrics = METRICS[items.task.metric]
+    solver = _Solver(model, items, testing, Parts(run_dir))
+    scores = {
+        lang: torch.full((len(metrics), len(rows), len(some)), torch.nan, dtype=torch.float64)
+        for lang, some in items.items.items()
+    }
+    answers: dict[str, list[tuple[str | None, ...]]] = {lang: [] for lang in items.languages}
+    total = sum(
+        bool(hooks) or number == 0 for number, row in enumerate(rows) for hooks in row.values()
+    )
+    done: dict[str, dict[str, Any]] = {}
+    with tqdm(
+        total=total, unit="run", desc=items.task.name, disable=None if progress else True
+    ) as bar:
+        for number, row in enumerate(rows):
+            for lang, some in items.items.items():
+                if lang not in row:
+                    answers[lang].append((None,) * len(some))
+                    continue
+                if row[lang] or number == 0:
+                    bar.set_postfix_str(lang, refresh=False)
+                    part = solver.of(lang, row[lang])
+                    bar.update()
+                    if number == 0:
+                        done[lang] = part
+                else:  # no hooks change nothing
+                    part = done[lang]
+                for place, metric in enumerate(metrics):
+                    scores[lang][place, number] = torch.tensor(part["scores"][metric])
+                answers[lang].append(tuple(part["answers"]))
+    return TaskMatrix(
+        task=items.task.name,
+        interventions=tuple(interventions),
+        languages=items.languages,
+        names={lang: tuple(item.name for item in some) for lang, some in items.items.items()},
+        scores=scores,
+        answers={lang: tuple(some) for lang, some in answers.items()},
+        n_controls=testing.controls,
+        provenance={
+            "model": model_name(model),
+            "weights": solver.weights,
+            "items": items.describe(),
+            "testing": asdict(testing),
+            "interventions": {
+                name: {lang: len(hooked_names(model, hooks)) for lang, hooks in row.items()}
+                for name, row in zip(interventions, rows[1:], strict=False)
+            },
+            "versions": versions(),
+        },
+    )
+
+
+def _by_language(hooks: TaskHooks, items: TaskItems, name: str) -> dict[str, FwdHooks]:
+    if not isinstance(hooks, Mapping):
+        return dict.fromkeys(items.languages, hooks)
+    found = {
+        items.languages[find_language(lang, items.languages)]: each
+        for lang, each in hooks.items()
+        if language_tag(lang) in items.languages
+    }
+    if not found:
+        raise LanguageError(
+            f"The intervention {name!r} has hooks for {', '.join(hooks) or 'no language'}, and "
+            f"{items.task.name} is tested in {', '.join(items.languages)}"
+        )
+    return found
+
+
+class _Solver:
+    """A model's scores on the items of a language, from a file if they are there."""
+
+    def __init__(
+        self, model: HookedModel, items: TaskItems, testing: Testing, parts: Parts
+    ) -> None:
+        self.model, self.items, self.testing, self.parts = model, items, testing, parts
+        self.weights = weights_digest(model)
+
+    def of(self, lang: str, hooks: FwdHooks) -> dict[str, Any]:
+        measure = partial(self._solve, lang, hooks)
+        if self.parts.folder is None:
+            return measure()
+        task = self.items.task
+        key = {
+            "what": "task",
+            "model": model_name(self.model),
+            "weights": self.weights,
+            "task": [task.name, task.metric, self._new_tokens],
+            "stops": list(self.items.stops[lang]),
+            "items": [
+                [item.name, item.prompt, list(item.references), list(item.options)]
+                for item in self.items.items[lang]
+            ],
+            "language": lang,
+            "hooks": fingerprint(hooks),
+        }
+        return dict(self.parts.get(key, measure))
+
+    @property
+    def _new_tokens(self) -> int:
+        return self.testing.new_tokens or self.items.task.new_tokens
+
+    def _solve(self, lang: str, hooks: FwdHooks) -> dict[str, Any]:
+        some = self.items.items[lang]
+        if self.items.task.metric == "choice":
+            return self._choose(some, lang, hooks)
+        # A right answer's probability, in nats per token: comparable among answers of any length.
+        given = self._likelihoods(some, [item.references[:1] for item in some], lang, hooks)
+        log_p = [each[0][0] / each[0][1] for each in given]
+        decoding = Decoding(
+            new_tokens=self._new_tokens, stop=self.items.stops[lang], skip_blank=True
+        )
+        said = generate(
+            self.model,
+            [item.prompt for item in some],
+            decoding,
+            fwd_hooks=hooks,
+            batch_size=self.testing.batch_size,
+        )
+        answers = [each.text.strip() for each in said]
+        judges = {
+            "f1": {"f1": token_f1, "exact_match": exact_match},
+            "number": {"accuracy": number_match},
+            "rouge_l": {"rouge_l": rouge_l},
+        }[self.items.task.metric]
+        scores = {
+            name: [
+                judge(answer, item.references, lang)
+                for answer, item in zip(answers, some, strict=True)
+            ]
+            for name, judge in judges.items()
+        }
+        return {"answers": answers, "scores": {**scores, "log_probability": log_p}}
+
+    def _choose(self, some: tuple[Item, ...], lang: str, hooks: FwdHooks) -> dict[str, Any]:
+        found = self._likelihoods(some, [item.options for item in some], lang, hooks)
+        answers, plain, by_byte, log_p = [], [], [], []
+        for item, options in zip(some, found, strict=True):
+            right = item.options.index(item.references[0])
+            whole = [log_probability for log_probability, _ in options]
+            # Per UTF-8 byte, as the harness normalises: tokenisers cut languages differently.
+            spread = [
+                log_probability / len(option.encode())
+                for log_probability, option in zip(whole, item.options, strict=True)
+            ]
+            answers.append(item.options[whole.index(max(whole))])
+            plain.append(_is_best(whole, right))
+            by_byte.append(_is_best(spread, right))
+            log_p.append(options[right][0] / options[right][1])
+        scores = {"accuracy": plain, "accuracy_by_byte": by_byte, "log_probability": log_p}
+        return {"answers": answers, "scores": scores}
+
+    def _likelihoods(
+        self,
+        some: tuple[Item, ...],
+        texts: list[tuple[str, ...]],
+        lang: str,
+        hooks: FwdHooks,
+    ) -> list[list[tuple[float, int]]]:
+        """Log-probability and number of tokens of every text behind every prompt."""
+        pairs = [
+            (item.prompt, space_between(item.prompt, lang) + text)
+            for item, each in zip(some, texts, strict=True)
+            for text in each
+        ]
+        found = iter(
+            log_likelihoods(
+                self.model,
+                token_pairs(self.model, pairs),
+                fwd_hooks=hooks,
+                batch_size=self.testing.batch_size,
+            )
+        )
+        return [
+            [(each.log_probability, each.n_tokens) for each in (next(found) for _ in row)]
+            for row in texts
+        ]
+
+
+def _is_best(values: list[float], right: int) -> float:
+    """1 if the right one is likelier than each of the others: a tie is no answer."""
+    best = max(values)
+    return float(values[right] == best and values.count(best) == 1)
