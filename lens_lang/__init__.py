@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     from lens_lang.curves import (
         LanguageCurve,
     )
+    from lens_lang.decoding import (
+        Continuation,
+        Decoding,
+        generate,
+    )
     from lens_lang.delta import (
         Delta,
     )
@@ -85,11 +90,31 @@ if TYPE_CHECKING:
         SiteError,
         StorageError,
     )
+    from lens_lang.evaluate.answering import (
+        Steering,
+        generation_matrix,
+        steerings,
+    )
     from lens_lang.evaluate.answers import (
         AnswerScores,
         answer_scores,
     )
     from lens_lang.evaluate.categories import CategoryEffect, sharing_and_accuracy
+    from lens_lang.evaluate.generation import (
+        GenerationMatrix,
+    )
+    from lens_lang.evaluate.metrics import (
+        exact_match,
+        final_number,
+        number_match,
+        rouge_l,
+        token_f1,
+    )
+    from lens_lang.evaluate.mwork import (
+        RegionSearch,
+        mwork,
+        tune_regions,
+    )
     from lens_lang.evaluate.nll import (
         DocumentNLL,
     )
@@ -97,6 +122,20 @@ if TYPE_CHECKING:
     from lens_lang.evaluate.perplexity import (
         PerplexityMatrix,
         perplexity_matrix,
+    )
+    from lens_lang.evaluate.significance import (
+        holm,
+        sign_flip_test,
+    )
+    from lens_lang.evaluate.solving import (
+        Testing,
+        task_matrix,
+    )
+    from lens_lang.evaluate.story import (
+        MWork,
+    )
+    from lens_lang.evaluate.task_scores import (
+        TaskMatrix,
     )
     from lens_lang.exporting import (
         export,
@@ -110,6 +149,7 @@ if TYPE_CHECKING:
     from lens_lang.identification import (
         LangidIdentifier,
         LinguaIdentifier,
+        spoken_languages,
     )
     from lens_lang.importance import (
         Importance,
@@ -125,6 +165,7 @@ if TYPE_CHECKING:
     from lens_lang.items import (
         Template,
         inference_template,
+        open_questions,
         read_entailment,
         read_facts,
         read_questions,
@@ -143,6 +184,11 @@ if TYPE_CHECKING:
         LensTable,
         language_curve,
         lens_table,
+    )
+    from lens_lang.likelihood import (
+        Likelihood,
+        log_likelihoods,
+        token_pairs,
     )
     from lens_lang.models import (
         load_model,
@@ -202,10 +248,27 @@ if TYPE_CHECKING:
         Frequency,
         MeanActivation,
     )
+    from lens_lang.tasks import (
+        MGSM,
+        TASKS,
+        XCSQA,
+        XLSUM,
+        XNLI,
+        XQUAD,
+        Item,
+        Task,
+        TaskItems,
+        find_task,
+        read_task,
+        stream_task,
+    )
     from lens_lang.tuning import (
         Recipe,
         Tuned,
         tune,
+    )
+    from lens_lang.vectors import (
+        shift,
     )
     from lens_lang.vocabulary import (
         VocabularyLanguages,
@@ -230,6 +293,7 @@ _HOMES = {
     ),
     "corpora": ("Corpora", "sample_sentences"),
     "curves": ("LanguageCurve",),
+    "decoding": ("Continuation", "Decoding", "generate"),
     "delta": ("Delta",),
     "detect.baselines": ("lap", "lave", "random_neurons"),
     "detect.lape": ("LapeVariant", "activation_entropy", "lape"),
@@ -248,19 +312,28 @@ _HOMES = {
         "SiteError",
         "StorageError",
     ),
+    "evaluate.answering": ("Steering", "generation_matrix", "steerings"),
     "evaluate.answers": ("AnswerScores", "answer_scores"),
     "evaluate.categories": ("CategoryEffect", "sharing_and_accuracy"),
+    "evaluate.generation": ("GenerationMatrix",),
+    "evaluate.metrics": ("exact_match", "final_number", "number_match", "rouge_l", "token_f1"),
+    "evaluate.mwork": ("RegionSearch", "mwork", "tune_regions"),
     "evaluate.nll": ("DocumentNLL",),
     "evaluate.per_example": ("PerExample", "category_effect"),
     "evaluate.perplexity": ("PerplexityMatrix", "perplexity_matrix"),
+    "evaluate.significance": ("holm", "sign_flip_test"),
+    "evaluate.solving": ("Testing", "task_matrix"),
+    "evaluate.story": ("MWork",),
+    "evaluate.task_scores": ("TaskMatrix",),
     "exporting": ("export",),
     "heads": ("HeadAttention", "HeadPattern", "head_set", "random_heads"),
-    "identification": ("LangidIdentifier", "LinguaIdentifier"),
+    "identification": ("LangidIdentifier", "LinguaIdentifier", "spoken_languages"),
     "importance": ("Importance",),
     "intervene": ("ablate", "add", "matched_control", "replace", "scale", "steer"),
     "items": (
         "Template",
         "inference_template",
+        "open_questions",
         "read_entailment",
         "read_facts",
         "read_questions",
@@ -269,6 +342,7 @@ _HOMES = {
     "languages": ("language_tag",),
     "latent": ("LatentLanguages", "latent_language", "separable_prompts", "single_token_concepts"),
     "lens": ("LensTable", "language_curve", "lens_table"),
+    "likelihood": ("Likelihood", "log_likelihoods", "token_pairs"),
     "models": ("load_model",),
     "neurons": ("LanguageNeurons", "NeuronSet", "random_like"),
     "page": ("report",),
@@ -295,7 +369,22 @@ _HOMES = {
         "preflight",
     ),
     "stats": ("ActivationFrequency", "Activations", "Frequency", "MeanActivation"),
+    "tasks": (
+        "MGSM",
+        "TASKS",
+        "XCSQA",
+        "XLSUM",
+        "XNLI",
+        "XQUAD",
+        "Item",
+        "Task",
+        "TaskItems",
+        "find_task",
+        "read_task",
+        "stream_task",
+    ),
     "tuning": ("Recipe", "Tuned", "tune"),
+    "vectors": ("shift",),
     "vocabulary": ("VocabularyLanguages",),
 }
 _MODULES = ("formats", "models", "plot")

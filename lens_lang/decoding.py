@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -75,6 +76,9 @@ class Decoding:
             raise OptionError(f"stop must be texts that are not empty, got {self.stop!r}")
 
 
+_PROVEN: WeakSet[Any] = WeakSet()
+"""Models that have passed `check_decoding`, which is worth as much as some tokens of an answer."""
+
 GREEDY = Decoding()
 """The likeliest token every time, 64 times."""
 
@@ -138,9 +142,10 @@ def generate(
         raise OptionError("Stopping at text needs a tokeniser, and this model has none")
     check_hooks(model, fwd_hooks)
     check_before_readout(model, fwd_hooks)
-    check_decoding(model)
+    check_once(model)
     rows = prompt_tokens(model, prompts)
-    check_room(model, rows, decoding.new_tokens)
+    # The last new token is said, not read.
+    check_room(model, max(map(len, rows)) + decoding.new_tokens - 1)
     ends = ending_tokens(model)
     found: dict[int, Continuation] = {}
     bar = tqdm(total=len(rows), unit="prompt", disable=None if progress else True)
@@ -206,23 +211,21 @@ def by_length(rows: Sequence[Tensor], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def check_room(model: HookedModel, rows: Sequence[Tensor], more: int) -> None:
-    """Refuse rows that would outgrow learned positions; rotations and slopes read on.
+def check_room(model: HookedModel, longest: int) -> None:
+    """Refuse rows that outgrow learned positions; rotations and slopes read on.
 
     Args:
         model: The model.
-        rows: Token ids.
-        more: Tokens about to be added.
+        longest: Tokens that are read in the longest row.
 
     Raises:
-        CorpusError: A row is too long.
+        CorpusError: The model has no position for the last of them.
     """
-    longest = max(len(row) for row in rows)
     learned = getattr(model.cfg, "positional_embedding_type", None) == "standard"
-    if learned and longest + more > int(model.cfg.n_ctx):
+    if learned and longest > int(model.cfg.n_ctx):
         raise CorpusError(
-            f"A prompt has {longest} tokens and {more} are to follow, but the model has only "
-            f"{model.cfg.n_ctx} positions: shorten it, or ask for fewer new tokens"
+            f"A prompt and what follows it have {longest} tokens to read, but the model has only "
+            f"{model.cfg.n_ctx} positions: shorten the prompt, or ask for fewer new tokens"
         )
 
 
@@ -244,6 +247,17 @@ def ending_tokens(model: Any) -> set[int]:
         if each is not None
         for token in (each if isinstance(each, list | tuple) else [each])
     }
+
+
+def check_once(model: HookedModel) -> None:
+    """Call `check_decoding`, unless the model has passed it before.
+
+    Args:
+        model: The model.
+    """
+    if model not in _PROVEN:
+        check_decoding(model)
+        _PROVEN.add(model)
 
 
 def check_decoding(model: HookedModel) -> None:

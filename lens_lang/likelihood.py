@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_lang.batches import padded_batch
-from lens_lang.decoding import by_length, check_decoding, check_room, prompt_tokens, read_on
+from lens_lang.decoding import by_length, check_once, check_room, prompt_tokens, read_on
 from lens_lang.documents import bos_token, tokenise, tokenizer_of
 from lens_lang.errors import ActivationError, CorpusError, OptionError
 from lens_lang.key_values import KeyValues
@@ -109,10 +109,11 @@ def log_likelihoods(
     check_hooks(model, fwd_hooks)
     check_before_readout(model, fwd_hooks)
     check_everywhere(fwd_hooks)
-    check_decoding(model)
+    check_once(model)
     prompts = prompt_tokens(model, [prompt for prompt, _ in pairs])
     answers = prompt_tokens(model, [continuation for _, continuation in pairs])
-    check_room(model, prompts, max(len(row) for row in answers))
+    # The last token is predicted, not read.
+    check_room(model, max(len(p) + len(a) - 1 for p, a in zip(prompts, answers, strict=True)))
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for number, prompt in enumerate(prompts):
         by_prompt.setdefault(tuple(prompt.tolist()), []).append(number)

@@ -159,12 +159,30 @@ def packaged_folder() -> Path:
     """
     folder = cache_dir() / PACKAGED
     if not (folder / "config.json").is_file():
-        _convert_packaged(folder)
+        _convert_once(folder)
     notice = folder / "NOTICE_SHOWN"
     if not notice.exists():
         sys.stderr.write(_NOTICE + "\n")
         notice.write_text(_NOTICE + "\n", encoding="utf-8")
     return folder
+
+
+def _convert_once(folder: Path) -> None:
+    """Convert, unless another process is at it: then wait for what it makes."""
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if not (folder / "config.json").is_file():
+                _convert_packaged(folder)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(
+            f"Could not write into {folder.parent}: {error}. Set LENS_LANG_CACHE to a folder "
+            "with room"
+        ) from error
 
 
 def _convert_packaged(folder: Path) -> None:

@@ -13,7 +13,10 @@ from lens_lang.attribute.categories import CategoryContributions
 from lens_lang.curves import LanguageCurve
 from lens_lang.errors import MissingExtraError, StorageError
 from lens_lang.evaluate.categories import CategoryEffect
+from lens_lang.evaluate.generation import GenerationMatrix
 from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.evaluate.story import MWork
+from lens_lang.evaluate.task_scores import TaskMatrix
 from lens_lang.heads import HeadAttention
 from lens_lang.importance import Importance
 from lens_lang.latent import LatentLanguages
@@ -21,6 +24,7 @@ from lens_lang.neurons import LanguageNeurons
 from lens_lang.patterns import SharingPatterns
 from lens_lang.results import Result, load
 from lens_lang.sections.effect import effect_section
+from lens_lang.sections.generation import generation_sections
 from lens_lang.sections.layers import curve_section, heads_section, latent_section
 from lens_lang.sections.measured import measured_section
 from lens_lang.sections.neurons import neurons_section
@@ -30,6 +34,7 @@ from lens_lang.sections.sharing import (
     contributions_section,
     sharing_section,
 )
+from lens_lang.sections.tasks import mwork_sections, tasks_sections
 from lens_lang.stats import Activations, Frequency
 from lens_lang.storage import replacing
 
@@ -113,6 +118,15 @@ def _sections(results: Mapping[Path, Result]) -> list[Section]:
             made.append(
                 effect_section(result, neurons.get(method) or next(iter(neurons.values()), None))
             )
+    for path, result in results.items():
+        if isinstance(result, GenerationMatrix):
+            made += generation_sections(path.stem, result)
+    for path, result in results.items():
+        if isinstance(result, TaskMatrix):
+            made += tasks_sections(path.stem, result)
+    for path, result in results.items():
+        if isinstance(result, MWork):
+            made += mwork_sections(path.stem, result)
     plain = next((r for p, r in results.items() if p.stem == "curve"), None)
     for path, result in results.items():
         if isinstance(result, LanguageCurve):

@@ -9,7 +9,10 @@ from lens_lang.curves import LanguageCurve
 from lens_lang.delta import Delta
 from lens_lang.errors import StorageError, near_misses
 from lens_lang.evaluate.categories import CategoryEffect
+from lens_lang.evaluate.generation import GenerationMatrix
 from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.evaluate.story import MWork
+from lens_lang.evaluate.task_scores import TaskMatrix
 from lens_lang.heads import HeadAttention
 from lens_lang.importance import Importance
 from lens_lang.latent import LatentLanguages
@@ -26,6 +29,9 @@ Result = (
     | HeadAttention
     | LanguageNeurons
     | PerplexityMatrix
+    | GenerationMatrix
+    | TaskMatrix
+    | MWork
     | Delta
     | VocabularyLanguages
     | LanguageCurve

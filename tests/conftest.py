@@ -177,6 +177,11 @@ class LetterTokenizer:
             "<special>" if item < 3 else chr(code) for item, code in zip(ids, codes, strict=True)
         ]
 
+    def decode(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        """The letters of the ids."""
+        kept = [item for item in ids if not (skip_special_tokens and item < 3)]
+        return "".join(self.convert_ids_to_tokens(kept))
+
 
 @pytest.fixture
 def speller() -> Any:

@@ -1,4 +1,4 @@
-"""The commands that measure what neurons do: ``demo`` and ``evaluate``."""
+"""The commands that measure what neurons do: ``demo`` and ``evaluate perplexity``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -56,7 +56,7 @@ def demo(
         say(f"Report: {result.page}")
 
 
-def evaluate(
+def perplexity(
     run_dir: RunDir,
     model: Model = "gemma-3-270m",
     text: Texts = None,

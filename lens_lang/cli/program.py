@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from lens_lang.cli.detecting import (
     detect_lap,
@@ -13,12 +14,14 @@ from lens_lang.cli.detecting import (
     detect_plnd,
     detect_sharing,
 )
-from lens_lang.cli.judging import demo, evaluate
+from lens_lang.cli.generating import generate
+from lens_lang.cli.judging import demo, perplexity
 from lens_lang.cli.keeping import apply_delta, convert, export, tune
 from lens_lang.cli.layers import latent, lens
 from lens_lang.cli.measuring import collect, info
 from lens_lang.cli.reporting import report
 from lens_lang.cli.sharing import attribute, collect_parallel
+from lens_lang.cli.solving import mwork, tasks
 from lens_lang.errors import LensLangError
 
 app = typer.Typer(
@@ -32,7 +35,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(collect)
 app.command("collect-parallel")(collect_parallel)
-app.command()(evaluate)
+app.command()(generate)
 app.command()(tune)
 app.command()(export)
 app.command("apply")(apply_delta)
@@ -54,6 +57,27 @@ detect_app.command("lave")(detect_lave)
 detect_app.command("plnd")(detect_plnd)
 detect_app.command("sharing")(detect_sharing)
 app.add_typer(detect_app, name="detect")
+
+
+class _PerplexityFirst(TyperGroup):
+    """``evaluate RUN_DIR`` is ``evaluate perplexity RUN_DIR``, as it was before it had company."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            args = ["perplexity", *args]
+        return super().resolve_command(ctx, args)
+
+
+evaluate_app = typer.Typer(
+    cls=_PerplexityFirst,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure what neurons do: to perplexity, to tasks, to the story of regions.",
+)
+evaluate_app.command("perplexity")(perplexity)
+evaluate_app.command("tasks")(tasks)
+evaluate_app.command("mwork")(mwork)
+app.add_typer(evaluate_app, name="evaluate")
 
 
 class _Interrupted(BaseException):

@@ -16,7 +16,7 @@ from torch import Tensor
 from lens_lang.concepts import Prompt
 from lens_lang.errors import OptionError, ShapeError
 from lens_lang.evaluate.judging import Judge
-from lens_lang.evaluate.significance import mean_interval
+from lens_lang.evaluate.significance import holm, mean_interval, sign_flip_test
 from lens_lang.languages import find_language
 from lens_lang.lens import as_corpora, last_residuals, prepare
 from lens_lang.sites import FwdHooks, HookedModel, hooked_names, model_name
@@ -57,7 +57,9 @@ class AnswerScores:
         Returns:
             One row per language: ``prompts``, ``accuracy_before`` and ``accuracy``, the change
             of log-probability in nats, ``delta``, and of accuracy, ``delta_accuracy``, each with
-            a 95 % interval by paired bootstrap over prompts (NaN for fewer than two).
+            a 95 % interval by paired bootstrap over prompts (NaN for fewer than two); ``p``, how
+            likely such a ``delta`` is if prompts change either way as easily, by a sign-flip
+            test, and ``p_holm``, corrected over the languages by Holm's method.
 
         Raises:
             ShapeError: The prompts are not the same.
@@ -66,10 +68,18 @@ class AnswerScores:
 
         if before.languages != self.languages:
             raise ShapeError("Only scores of the same prompts can be compared")
+        places = {
+            lang: [n for n, each in enumerate(self.languages) if each == lang]
+            for lang in dict.fromkeys(self.languages)
+        }
+        gained = self.log_probability - before.log_probability
+        tests = [sign_flip_test(gained[mine]) for mine in places.values()]
+        p = torch.stack(tests) if tests else torch.zeros(0)
         rows = []
-        for lang in dict.fromkeys(self.languages):
-            mine = [n for n, each in enumerate(self.languages) if each == lang]
-            gains = self.log_probability[mine] - before.log_probability[mine]
+        for (lang, mine), found, corrected in zip(
+            places.items(), p.tolist(), holm(p).tolist(), strict=True
+        ):
+            gains = gained[mine]
             hits = self.correct[mine].double() - before.correct[mine].double()
             (low, high), (hits_low, hits_high) = mean_interval(torch.stack([gains, hits])).tolist()
             rows.append(
@@ -81,6 +91,8 @@ class AnswerScores:
                     "delta": float(gains.mean()),
                     "ci_low": low,
                     "ci_high": high,
+                    "p": found,
+                    "p_holm": corrected,
                     "delta_accuracy": float(hits.mean()),
                     "accuracy_low": hits_low,
                     "accuracy_high": hits_high,

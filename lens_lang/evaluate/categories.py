@@ -13,7 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_lang.errors import OptionError, ShapeError
-from lens_lang.evaluate.significance import mean_interval, prediction_interval
+from lens_lang.evaluate.significance import (
+    holm,
+    mean_interval,
+    prediction_interval,
+    sign_flip_test,
+)
 from lens_lang.languages import distinct_languages, find_language
 from lens_lang.patterns import (
     CATEGORIES,
@@ -119,7 +124,10 @@ class CategoryEffect(Saved):
             and ``control_delta_accuracy``, the mean changes with random neurons off, with
             ``control_low`` and ``control_high``, where one more random draw would lie on the same
             examples (NaN for a single draw); ``beyond`` and ``beyond_accuracy``, the changes less
-            the mean control's, paired, with their intervals.
+            the mean control's, paired, with their intervals. ``p``: how likely ``beyond`` (or
+            ``delta``, with no random neurons) is so far from 0 if it had either sign as easily
+            in every example, by a sign-flip test; ``p_holm``: corrected by Holm's method over
+            the languages measured, and for ``all`` over the kinds.
 
         Raises:
             LanguageError: The language was not measured.
@@ -135,9 +143,27 @@ class CategoryEffect(Saved):
             chosen = [chosen[find_language(language, self.languages)]]
         rows = []
         for label, places in chosen:
+            at = -1 if label == EVERY else places[0]
             for kind, category in enumerate(CATEGORIES):
-                rows.append({"language": label, "category": category, **self._row(kind, places)})
+                row = {"language": label, "category": category, **self._row(kind, places)}
+                p, p_holm = self._p_values[kind, at].tolist()
+                rows.append({**row, "p": p, "p_holm": p_holm})
         return pd.DataFrame(rows)
+
+    @cached_property
+    def _p_values(self) -> Float[Tensor, "category label 2"]:
+        """The p and corrected p of every language, then of their mean.
+
+        A language's correction counts the other languages also where the table shows only one.
+        """
+        beyond = self.change
+        if self.control.shape[1]:
+            beyond = beyond - self.control_change.mean(1)
+        beyond = torch.cat([beyond, beyond.mean(-1, keepdim=True)], dim=-1)
+        p = sign_flip_test(beyond.movedim(1, -1))
+        corrected = torch.stack([holm(row) for row in p[:, :-1]])
+        corrected = torch.cat([corrected, holm(p[:, -1])[:, None]], dim=1)
+        return torch.stack([p, corrected], dim=-1)
 
     def _row(self, kind: int, places: Sequence[int]) -> dict[str, float]:
         """One language, or several averaged example by example."""

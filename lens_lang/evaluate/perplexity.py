@@ -22,8 +22,10 @@ from lens_lang.evaluate.nll import DocumentNLL, nll_of_runs
 from lens_lang.evaluate.significance import (
     bootstrap_ratio,
     bootstrap_weights,
+    holm,
     percentile_interval,
     prediction_interval,
+    sign_flip_test,
 )
 from lens_lang.intervene import matched_control
 from lens_lang.languages import find_language
@@ -111,6 +113,33 @@ class PerplexityMatrix:
         """Where the effect of one more random set lies with 95 % probability."""
         return self.control_interval()
 
+    @property
+    def p(self) -> Float[Tensor, "intervention lang"]:
+        """How likely such a change is if documents change either way as easily.
+
+        See `lens_lang.evaluate.significance.sign_flip_test`; not corrected for the languages.
+        """
+        return self._p_values[0]
+
+    @property
+    def p_beyond(self) -> Float[Tensor, "intervention lang"]:
+        """The same of the change less the mean change under the intervention's random controls.
+
+        Without controls, of the change alone. NaN where the controls were not measured.
+        """
+        return self._p_values[1]
+
+    @cached_property
+    def _p_values(self) -> Float[Tensor, "2 intervention lang"]:
+        """The p of the change, and of what it is beyond its controls, from the same flips."""
+        columns = []
+        for lang in self.languages:
+            nll = self.documents[lang].nll
+            off = nll[1 : 1 + len(self.interventions)]
+            control = self._control_rows(lang).mean(1) if self.n_controls else nll[0]
+            columns.append(sign_flip_test(torch.stack([off - nll[0], off - control])))
+        return torch.stack(columns, dim=-1)
+
     def interval(
         self, *, level: float = 0.95, resamples: int = _RESAMPLES, seed: int = 0
     ) -> Float[Tensor, "intervention lang 2"]:
@@ -161,6 +190,10 @@ class PerplexityMatrix:
             ``others``: the mean change of the other languages, ``selectivity``: own - others
             with its interval, ``rival``: the intervention of another language that hurts this
             one most and its change, ``control`` with its interval, ``ratio``: own / |control|.
+            ``p``: how likely own less the mean control (own, where there are no controls) is so
+            far from 0 if it had either sign as easily in every document, by a sign-flip test;
+            ``p_holm``: corrected over the languages by Holm's method; both speak of other
+            documents, and the control's interval of other random sets.
             ``specific``: no rival hurts the language as much; ``beyond_chance``: own is at least
             five times the mean control, and its interval lies above the control's;
             ``fair_control``: the control's interval covers zero, or stays within 0.02 nats of
@@ -168,13 +201,30 @@ class PerplexityMatrix:
         """
         import pandas as pd
 
-        rows = [self._judge(lang) for lang in self.interventions if lang in self.languages]
+        own = [lang for lang in self.interventions if lang in self.languages]
+        places = [(self.interventions.index(lang), self.languages.index(lang)) for lang in own]
+        p = torch.tensor([float(self.p_beyond[place]) for place in places], dtype=torch.float64)
+        rows = [
+            self._judge(lang, *both)
+            for lang, *both in zip(own, p.tolist(), holm(p).tolist(), strict=True)
+        ]
         return pd.DataFrame(rows).set_index("language") if rows else pd.DataFrame()
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row per intervention and language, with everything that was measured."""
+        """Return everything that was measured.
+
+        Returns:
+            One row per intervention and language: ``delta_nll``, the change in nats per token,
+            with its 95 % interval; ``p``, how likely such a change is if documents change either
+            way as easily, by a sign-flip test, and ``p_holm``, corrected over the languages of
+            the intervention by Holm's method; ``control``, the mean change under random controls,
+            with where one more would lie; ``nll`` and ``perplexity`` under the intervention; and
+            ``delta_bits_per_byte``.
+        """
         import pandas as pd
 
+        p = self.p
+        p_holm = [holm(row) for row in p]
         delta, ci, nll, bits = self.delta_nll, self.ci, self.nll, self.delta_bits_per_byte
         control, control_ci = self.control, self.control_ci
         return pd.DataFrame(
@@ -185,6 +235,8 @@ class PerplexityMatrix:
                     "delta_nll": float(delta[i, j]),
                     "ci_low": float(ci[i, j, 0]),
                     "ci_high": float(ci[i, j, 1]),
+                    "p": float(p[i, j]),
+                    "p_holm": float(p_holm[i][j]),
                     "control": float(control[i, j]),
                     "control_low": float(control_ci[i, j, 0]),
                     "control_high": float(control_ci[i, j, 1]),
@@ -269,7 +321,7 @@ class PerplexityMatrix:
             factors.append(docs.n_tokens.sum() / (n_bytes * torch.tensor(2.0).log()))
         return torch.stack(factors).double()
 
-    def _judge(self, lang: str) -> dict[str, Any]:
+    def _judge(self, lang: str, p: float, p_holm: float) -> dict[str, Any]:
         row, column = self.interventions.index(lang), self.languages.index(lang)
         delta, ci = self.delta_nll, self.ci
         own = float(delta[row, column])
@@ -299,6 +351,8 @@ class PerplexityMatrix:
             "control_low": control_low,
             "control_high": control_high,
             "ratio": own / abs(control) if control else float("nan"),
+            "p": p,
+            "p_holm": p_holm,
             "specific": own > max(rivals.values(), default=0.0) and own > 0,
             "beyond_chance": own >= 5 * abs(control) and float(ci[row, column, 0]) > control_high,
             "fair_control": control_low <= 0 <= control_high

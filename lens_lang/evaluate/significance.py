@@ -1,17 +1,25 @@
-"""How sure a measured difference is: the paired bootstrap that every table here uses.
+"""How sure a measured difference is: the paired bootstrap and the paired test of every table here.
 
 What is compared is measured on the same documents with and without an intervention, so
-documents are drawn again, with replacement, in pairs. Tokens of one document are not
-independent, which is why documents and not tokens are drawn.
+documents are drawn again, with replacement, in pairs; and the test asks whether the difference of
+a document could as well have the other sign. Tokens of one document are not independent, which is
+why documents and not tokens are drawn.
 """
 
 import math
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lens_lang.errors import OptionError
+
+_HELD = 2**18
+"""Signs held at once, and sums: 2 MiB each, which a processor's cache holds, too."""
+
+_ROUNDING = 1e-9
+"""Sums that differ by this share of what is summed are equal: far above float64's rounding."""
 
 
 def bootstrap_weights(
@@ -84,6 +92,96 @@ def mean_interval(
     weights = bootstrap_weights(count, resamples=resamples, generator=generator)
     sizes = torch.ones(count, dtype=torch.float64)
     return percentile_interval(bootstrap_ratio(values, sizes, weights), level=level)
+
+
+def sign_flip_test(
+    differences: Float[Tensor, "*many sample"], *, resamples: int = 9999, seed: int = 0
+) -> Float[Tensor, "*many"]:
+    """Return how likely a mean difference so far from 0 is, if each had either sign as easily.
+
+    The paired permutation test of Fisher (1935): the share of all 2**n ways to give n differences
+    signs whose sum is as far from 0 as the observed one. Where these are more than `resamples` + 1,
+    as many ways are drawn, and p is (b + 1) / (m + 1), with b of m as far (Phipson and Smyth,
+    2010): never below 1 / (m + 1), and never too small on average.
+
+    Args:
+        differences: Of each sample, such as a document with and without an intervention.
+        resamples: Ways to draw.
+        seed: Of the drawing; the same ways serve all rows.
+
+    Returns:
+        Two-sided p-values; 1 where all differences are 0; NaN for no samples, and where a
+        difference is NaN or infinite.
+
+    Raises:
+        OptionError: `resamples` is below 1.
+
+    Examples:
+        >>> sign_flip_test(torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, -2.0, 3.0, -4.0]])).tolist()
+        [0.125, 0.875]
+    """
+    if resamples < 1:
+        raise OptionError(f"resamples must be at least 1, got {resamples}")
+    *many, count = differences.shape
+    rows = differences.reshape(math.prod(many), count).double()
+    unknown = ~rows.isfinite().all(-1)
+    if count == 0:
+        unknown = torch.ones_like(unknown)
+    rows = torch.where(unknown[:, None], torch.zeros_like(rows), rows)
+    total = rows.sum(-1, keepdim=True)
+    least = total.abs() - _ROUNDING * rows.abs().sum(-1, keepdim=True)
+    exact = count < 63 and 2**count <= resamples + 1
+    ways = 2**count if exact else resamples
+    generator = torch.Generator().manual_seed(seed)
+    as_far = torch.zeros(len(rows), dtype=torch.int64)
+    step = max(1, _HELD // max(count, 1))  # of the count only: a row's p is its own
+    for start in range(0, ways, step):
+        size = min(step, ways - start)
+        if exact:
+            numbers = torch.arange(start, start + size)[:, None]
+            kept = numbers.bitwise_right_shift(torch.arange(count)).bitwise_and(1)
+        else:
+            kept = torch.randint(2, (size, count), generator=generator, dtype=torch.int8)
+        weights = kept.double().T
+        held = max(1, _HELD // size)
+        for part in range(0, len(rows), held):
+            some = slice(part, part + held)
+            # Those that keep their sign, less those that do not.
+            sums = (rows[some] @ weights).mul_(2).sub_(total[some]).abs_()
+            as_far[some] += (sums >= least[some]).sum(-1)
+    p = as_far.double() / ways if exact else (as_far.double() + 1) / (ways + 1)
+    return torch.where(unknown, math.nan, p).reshape(many)
+
+
+def holm(p: Float[Tensor, "test"]) -> Float[Tensor, "test"]:
+    """Return p-values corrected for their number, by the method of Holm (1979).
+
+    The smallest of m counts m times, the next m - 1 times, and so on; none counts less than a
+    smaller one, nor more than 1. Calling significant what stays below a level finds anything in
+    truth absent with at most that probability, however the tests depend on each other.
+
+    Args:
+        p: p-values; NaN where there was no test, which stays NaN and does not count.
+
+    Returns:
+        Corrected p-values, in the same order.
+
+    Raises:
+        OptionError: A p-value is not between 0 and 1.
+
+    Examples:
+        >>> holm(torch.tensor([0.5, 0.25, 0.125])).tolist()
+        [0.5, 0.5, 0.375]
+    """
+    if bool(((p < 0) | (p > 1)).any()):
+        raise OptionError("p-values lie between 0 and 1")
+    known = p.isnan().logical_not().nonzero().flatten()
+    order = known[p[known].argsort()]
+    times = torch.arange(len(order), 0, -1, device=p.device)
+    corrected = torch.full_like(p, math.nan, dtype=torch.float64)
+    if len(order):
+        corrected[order] = (p[order].double() * times).cummax(0).values.clamp(max=1)
+    return corrected
 
 
 def student_quantile(level: float, degrees: int) -> float:
@@ -182,3 +280,32 @@ def percentile_interval(
     _check_level(level)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     return torch.quantile(resampled.double(), ends, dim=-1).movedim(0, -1)
+
+
+def share_interval(hits: int, count: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's (1927) interval of a share, which says something of 0 and of all, too.
+
+    Args:
+        hits: How many of them.
+        count: Of how many.
+        level: Probability to cover.
+
+    Returns:
+        Lower and upper end; NaN for none.
+
+    Examples:
+        >>> [round(end, 3) for end in share_interval(0, 20)]
+        [0.0, 0.161]
+    """
+    _check_level(level)
+    if count < 1:
+        return math.nan, math.nan
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, whole = hits / count, 1 + z * z / count
+    middle = (share + z * z / (2 * count)) / whole
+    half = z / whole * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    # Exact at the ends, where rounding would leave the interval on the wrong side of them.
+    return (
+        0.0 if hits == 0 else max(middle - half, 0.0),
+        1.0 if hits == count else min(middle + half, 1.0),
+    )

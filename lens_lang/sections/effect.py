@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.neurons import LanguageNeurons
 from lens_lang.plot import effect
-from lens_lang.sections.section import Section, change_with_interval
+from lens_lang.sections.section import Section, change_with_interval, p_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,7 @@ def effect_section(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) ->
                 str(lang),
                 change_with_interval(row["own"], row["own_low"], row["own_high"]),
                 change_with_interval(row["control"], row["control_low"], row["control_high"]),
+                p_value(row["p_holm"]),
                 f"{row['rival']} {row['rival_change']:+.3f}" if row["rival"] else "",
                 change_with_interval(
                     row["selectivity"], row["selectivity_low"], row["selectivity_high"]
@@ -43,10 +44,12 @@ def effect_section(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) ->
         f"{lang} {int(docs.n_tokens.sum())} in {len(docs.n_tokens)}"
         for lang, docs in matrix.documents.items()
     )
+    tested = "own less the mean random control" if matrix.n_controls else "own"
     text.append(
         "Changes of negative log-likelihood in nats per token, with 95 % intervals from a paired "
         f"bootstrap over documents; for the {matrix.n_controls} random controls per intervention, "
-        f"where one more would lie. Tokens scored, and documents: {scored}."
+        f"where one more would lie. p: of {tested}, by a sign-flip test over documents, corrected "
+        f"over languages (Holm). Tokens scored, and documents: {scored}."
     )
     return Section(
         title="Effect of training them"
@@ -57,6 +60,7 @@ def effect_section(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) ->
             "language",
             "own neurons",
             "random control",
+            "p (Holm)",
             "strongest rival",
             "own minus mean of others",
             "passes",

@@ -34,3 +34,10 @@ def share_with_interval(value: Any, ci: Any) -> str:
     """To two places, with the two ends that ``ci`` holds."""
     low, high = ci.tolist()
     return f"{float(value):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def p_value(p: float) -> str:
+    """To three places without the leading zero, ``<.001`` below; empty where it was not tested."""
+    if p != p:  # not tested
+        return ""
+    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")

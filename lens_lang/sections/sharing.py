@@ -6,7 +6,7 @@ from lens_lang.evaluate.categories import EVERY, CategoryEffect
 from lens_lang.evaluate.significance import mean_interval
 from lens_lang.patterns import CATEGORIES, SharingPatterns
 from lens_lang.plot import categories as figures
-from lens_lang.sections.section import Section, change_with_interval, share_with_interval
+from lens_lang.sections.section import Section, change_with_interval, p_value, share_with_interval
 
 _LABELS = {category: category.replace("_", "-") for category in CATEGORIES}
 
@@ -95,7 +95,7 @@ def category_effect_section(name: str, effect: CategoryEffect) -> Section:
                 change_with_interval(row["control"], row["control_low"], row["control_high"]),
                 change_with_interval(row["beyond"], row["beyond_low"], row["beyond_high"]),
             ]
-        rows.append(cells)
+        rows.append([*cells, p_value(row["p_holm"])])
     return Section(
         title=f"Effect of switching off each kind ({name})",
         text=[
@@ -103,8 +103,9 @@ def category_effect_section(name: str, effect: CategoryEffect) -> Section:
             "kind are switched off, other ones for every example, and the answer's first token is "
             "scored: its log-probability in nats, and whether it is the model's answer. Random: as "
             f"many neurons of every layer, {effect.control.shape[1]} draws an example, with where "
-            "one more would lie. Other intervals are 95 %, by bootstrap over examples. Means over "
-            "languages; the figure has each."
+            "one more would lie. Other intervals are 95 %, by bootstrap over examples. p: of the "
+            f"{'change less random' if measured else 'change'}, by a sign-flip test over examples, "
+            "corrected over the kinds (Holm). Means over languages; the figure has each."
         ],
         columns=[
             "kind",
@@ -113,6 +114,7 @@ def category_effect_section(name: str, effect: CategoryEffect) -> Section:
             "right after",
             "change",
             *(["random", "change less random"] if measured else []),
+            "p (Holm)",
         ],
         rows=rows,
         figures=[

@@ -1,0 +1,242 @@
+"""The sections of tasks: how well they are solved, and what each region's neurons do to them."""
+
+from collections.abc import Hashable
+from typing import Any
+
+from lens_lang.evaluate.significance import share_interval
+from lens_lang.evaluate.story import MWork
+from lens_lang.evaluate.task_scores import HITS, TaskMatrix
+from lens_lang.plot import tasks as figures
+from lens_lang.sections.section import Section, change_with_interval, p_value
+
+_OPTIONS = {"xcsqa": 5, "xnli": 3}
+"""Of how many options one is right."""
+
+_KEPT = "\N{NO-BREAK SPACE}"
+
+_Row = dict[Hashable, Any]
+
+
+def tasks_sections(name: str, matrix: TaskMatrix) -> list[Section]:
+    """How well a task is solved in every language, by its main metric and by log-probability.
+
+    Args:
+        name: Of the file.
+        matrix: The measurement.
+
+    Returns:
+        A section for each of the two.
+    """
+    made = []
+    for metric in _metrics(matrix):
+        first = metric == matrix.metrics[0]
+        made.append(
+            Section(
+                title=f"Task {matrix.task} ({name}): {figures.unit(metric)}",
+                text=[*_tested(matrix), *floor(matrix), _how(matrix, metric)]
+                if first
+                else [_how(matrix, metric)],
+                columns=[
+                    "intervention",
+                    "language",
+                    "score",
+                    "change",
+                    *(["random control"] if matrix.n_controls else []),
+                    "p (Holm)",
+                ],
+                rows=[
+                    _task_row(row, controlled=matrix.n_controls > 0)
+                    for row in matrix.to_frame(metric).to_dict("records")
+                ],
+                figures=[figures.task_matrix(matrix, metric=metric).to_json()],
+            )
+        )
+    return made
+
+
+def mwork_sections(name: str, result: MWork) -> list[Section]:
+    """The paper's tables, by each task's main metric and by log-probability.
+
+    Args:
+        name: Of the file.
+        result: The measurement.
+
+    Returns:
+        A section for each of the two.
+    """
+    lines = [line for matrix in result.matrices.values() for line in floor(matrix)]
+    made = []
+    for metric, title in ((None, "main metrics"), (figures.LOG_PROBABILITY, "log-probability")):
+        made.append(
+            Section(
+                title=f"Regions and tasks ({name}): {title}",
+                text=[_regions(result), *lines, _story(result)]
+                if metric is None
+                else [
+                    "The same by the right answer's log-probability in nats per token, which also "
+                    "says something of tasks that are never solved."
+                ],
+                columns=[
+                    "task",
+                    "off",
+                    "neurons",
+                    "English",
+                    "others",
+                    "ΔEnglish",
+                    "Δothers",
+                    "Δ",
+                    "p(Δ)",
+                    "p(Δothers)",
+                ],
+                rows=_paper_rows(result, metric),
+                figures=[figures.mwork(result, metric=metric).to_json()],
+            )
+        )
+    return made
+
+
+def floor(matrix: TaskMatrix) -> list[str]:
+    """Say in which languages a task cannot show a loss, because there is nothing to lose.
+
+    Args:
+        matrix: The measurement.
+
+    Returns:
+        Sentences: of languages whose main score without intervention is 0, and of those where it
+        is not above chance.
+    """
+    metric = matrix.metrics[0]
+    options = _OPTIONS.get(matrix.task)
+    never, guessed = [], []
+    for lang in matrix.languages:
+        scores = matrix.of(lang)[0]
+        if not bool(scores.isfinite().all()) or not len(scores):
+            continue
+        if float(scores.sum()) == 0:
+            never.append(lang)
+        elif options and metric in HITS:
+            low, high = share_interval(int(scores.sum()), len(scores))
+            if low <= 1 / options:
+                guessed.append(f"{lang} {float(scores.mean()):.2f}{_KEPT}[{low:.2f}, {high:.2f}]")
+    said = []
+    if never:
+        said.append(
+            f"{matrix.task} is at its floor in {', '.join(never)}: {figures.unit(metric)} is 0 "
+            "without intervention, so there is nothing to lose, and only log-probabilities say "
+            "something."
+        )
+    if guessed:
+        said.append(
+            f"{matrix.task} is not solved above chance (1 of {options}) in {', '.join(guessed)}: "
+            "only log-probabilities say something."
+        )
+    return said
+
+
+def _metrics(matrix: TaskMatrix) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((matrix.metrics[0], figures.LOG_PROBABILITY)))
+
+
+def _tested(matrix: TaskMatrix) -> list[str]:
+    counts = ", ".join(f"{lang} {len(names)}" for lang, names in matrix.names.items())
+    about = matrix.provenance
+    source = (about.get("items") or {}).get("source")
+    model = f", solved by {about['model']}" if about.get("model") else ""
+    return [f"Items: {counts}{f' ({source})' if source else ''}{model}."]
+
+
+def _how(matrix: TaskMatrix, metric: str) -> str:
+    control = "; random control: their mean change, and where one more would lie"
+    beyond = " less the random controls'" if matrix.n_controls else ""
+    unit = (
+        "The right answer's log-probability in nats per token. "
+        if metric == figures.LOG_PROBABILITY
+        else ""
+    )
+    return (
+        f"{unit}Scores and paired changes with 95 % intervals"
+        f"{control if matrix.n_controls else ''}. p: of the change{beyond}, by a sign-flip "
+        "test over items, corrected over the languages of an intervention (Holm)."
+    )
+
+
+def _task_row(row: _Row, *, controlled: bool) -> list[str]:
+    before = row["intervention"] == "none"
+    score = f"{row['score']:.3f}"
+    if row["score_low"] == row["score_low"]:
+        score += f"{_KEPT}[{row['score_low']:.3f}, {row['score_high']:.3f}]"
+    return [
+        str(row["intervention"]),
+        str(row["language"]),
+        score,
+        "" if before else _change(row, "change"),
+        *([_change(row, "control")] if controlled else []),
+        p_value(row["p_holm"]),
+    ]
+
+
+def _change(row: _Row, key: str) -> str:
+    """A change with its interval if it has one, whose ends stay on one line."""
+    value, low, high = row[key], row[f"{key}_low"], row[f"{key}_high"]
+    if value == value and low != low:
+        return f"{value:+.3f}"
+    return change_with_interval(value, low, high).replace(", ", f",{_KEPT}")
+
+
+def _regions(result: MWork) -> str:
+    layers = ", ".join(f"{name} {_span(each)}" for name, each in result.regions.items())
+    counts = (result.provenance.get("counts") or {}).items()
+    neurons = "; ".join(
+        f"{lang} {sum(each.values())} ("
+        + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in each.items())
+        + ")"
+        for lang, each in counts
+    )
+    return f"Layers of the regions: {layers}." + (f" Neurons: {neurons}." if neurons else "")
+
+
+def _span(layers: tuple[int, ...]) -> str:
+    if not layers:
+        return "none"
+    return f"{layers[0]}" if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
+
+
+def _story(result: MWork) -> str:
+    controls = max((matrix.n_controls for matrix in result.matrices.values()), default=0)
+    against = "own against random neurons" if controls else "against 0"
+    judged = ", ".join(
+        f"{task} {figures.unit(matrix.metrics[0])}" for task, matrix in result.matrices.items()
+    )
+    return (
+        f"Judged by: {judged}. A language's neurons of some regions are switched off: U "
+        "understanding, A attention and F MLPs of the task, G generation. English: its mean score "
+        "under each other language's neurons; others: the mean score of each under its own. "
+        "Δ = ΔEnglish - Δothers is above 0 if English is spared. 95 % intervals by bootstrap over "
+        f"items; p of Δ and of Δothers: {against}, by a sign-flip test over items, corrected over "
+        "tasks and settings (Holm)."
+    )
+
+
+def _paper_rows(result: MWork, metric: str | None) -> list[list[str]]:
+    table, single = result.to_frame(metric), result.by_language(metric)
+    rows = []
+    for task in result.matrices:
+        mine = table[table["task"] == task].to_dict("records")
+        own = single[(single["task"] == task) & (single["neurons"] == "own")]
+        once = own.drop_duplicates("language")
+        before = (once["english_before"].mean(), once["before"].mean())
+        rows.append([task, "none", "", *(f"{x:.3f}" for x in before), *[""] * 5])
+        rows += [
+            [
+                task,
+                str(row["off"]),
+                str(row["neurons"]),
+                f"{row['english']:.3f}",
+                f"{row['others']:.3f}",
+                *(_change(row, key) for key in ("d_english", "d_others", "delta")),
+                p_value(row["p_holm"]),
+                p_value(row["p_others_holm"]),
+            ]
+            for row in mine
+        ]
+    return rows
