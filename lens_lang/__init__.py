@@ -128,7 +128,7 @@ if TYPE_CHECKING:
         sign_flip_test,
     )
     from lens_lang.evaluate.solving import (
-        Testing,
+        TaskOptions,
         task_matrix,
     )
     from lens_lang.evaluate.story import (
@@ -322,7 +322,7 @@ _HOMES = {
     "evaluate.per_example": ("PerExample", "category_effect"),
     "evaluate.perplexity": ("PerplexityMatrix", "perplexity_matrix"),
     "evaluate.significance": ("holm", "sign_flip_test"),
-    "evaluate.solving": ("Testing", "task_matrix"),
+    "evaluate.solving": ("TaskOptions", "task_matrix"),
     "evaluate.story": ("MWork",),
     "evaluate.task_scores": ("TaskMatrix",),
     "exporting": ("export",),

@@ -76,6 +76,9 @@ class Decoding:
             raise OptionError(f"stop must be texts that are not empty, got {self.stop!r}")
 
 
+_KNOWN_BEFORE = 16
+"""Tokens of a prompt that a continuation is decoded with."""
+
 _PROVEN: WeakSet[Any] = WeakSet()
 """Models that have passed `check_decoding`, which is worth as much as some tokens of an answer."""
 
@@ -174,6 +177,8 @@ def prompt_tokens(model: Any, prompts: Prompts) -> list[Int[Tensor, "_"]]:
     if not given:
         raise CorpusError("There is no prompt to continue")
     if isinstance(given[0], str):
+        if not all(isinstance(text, str) for text in given):
+            raise CorpusError("Prompts are texts, or rows of token ids; these are some of each")
         empty = [number for number, text in enumerate(given) if not text]
         if empty:
             raise CorpusError(f"Prompt {empty[0]} is empty: there is nothing to continue")
@@ -184,7 +189,7 @@ def prompt_tokens(model: Any, prompts: Prompts) -> list[Int[Tensor, "_"]]:
             raise CorpusError("A prompt has no token: there is nothing to continue")
         rows = [torch.tensor([*first, *doc.tolist()]) for doc in docs]
     else:
-        rows = [torch.as_tensor(each, dtype=torch.int64) for each in given]
+        rows = [_token_row(each, number) for number, each in enumerate(given)]
     for number, row in enumerate(rows):
         if row.ndim != 1 or not len(row):
             raise CorpusError(f"Prompt {number} has no token: there is nothing to continue")
@@ -194,6 +199,16 @@ def prompt_tokens(model: Any, prompts: Prompts) -> list[Int[Tensor, "_"]]:
                 "tokenised for another model"
             )
     return rows
+
+
+def _token_row(given: Any, number: int) -> Int[Tensor, "_"]:
+    try:
+        row = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        row = None
+    if row is None or (len(row) and (row.is_floating_point() or row.dtype == torch.bool)):
+        raise CorpusError(f"Prompt {number} is neither a text nor a row of token ids")
+    return row.long()
 
 
 def by_length(rows: Sequence[Tensor], batch_size: int) -> list[list[int]]:
@@ -254,7 +269,11 @@ def check_once(model: HookedModel) -> None:
 
     Args:
         model: The model.
+
+    Raises:
+        ModelError: See `check_decoding`.
     """
+    check_supported(model)
     if model not in _PROVEN:
         check_decoding(model)
         _PROVEN.add(model)
@@ -365,7 +384,7 @@ class _Speech:
         self, model: HookedModel, rows: list[Tensor], numbers: Sequence[int], decoding: Decoding
     ) -> None:
         self.model, self.rows, self.numbers, self.decoding = model, rows, numbers, decoding
-        self.tokenizer = getattr(model, "tokenizer", None)
+        self.tokenizer: Any = getattr(model, "tokenizer", None)
         self.said: list[list[int]] = [[] for _ in rows]
         self.nll = [0.0] * len(rows)
         self.ended = [False] * len(rows)
@@ -443,8 +462,10 @@ class _Speech:
                 logits[line, known] = torch.where(old < 0, old * factor, old / factor)
         if decoding.temperature == 0:
             return logits.argmax(1)
-        probability, items = (logits / decoding.temperature).softmax(1).sort(1, descending=True)
-        reached = probability.double().cumsum(1)
+        # From the largest down and in float64, so that no temperature is too low.
+        apart = (logits - logits.amax(1, keepdim=True)).double() / decoding.temperature
+        probability, items = apart.softmax(1).sort(1, descending=True)
+        reached = probability.cumsum(1)
         # The item that reaches top_p is the last to be drawn.
         kept = (reached < decoding.top_p).sum(1).clamp(max=logits.shape[1] - 1)
         total = reached.gather(1, kept[:, None])
@@ -458,9 +479,12 @@ class _Speech:
             return False
         assert self.tokenizer is not None  # generate asked for one
         # A token may be part of a character, and a stop may begin inside a token.
-        tail = self.said[row][-(4 * max(map(len, self.decoding.stop)) + 8) :]
-        said = self.tokenizer.decode(tail, skip_special_tokens=True)
-        return self._cut(said) is not None
+        reach = 4 * max(map(len, self.decoding.stop)) + 8
+        if len(self.said[row]) <= reach:
+            return self._cut(self._said_text(row)) is not None
+        tail = self.tokenizer.decode(self.said[row][-reach:], skip_special_tokens=True)
+        # What stands before the tail is no blank beginning any more, and held no stop.
+        return any(stop in tail for stop in self.decoding.stop)
 
     def _cut(self, text: str) -> int | None:
         """Where text to stop at begins."""
@@ -471,16 +495,20 @@ class _Speech:
     def _text(self, place: int) -> str:
         if self.tokenizer is None:
             return ""
-        before = self.rows[place].tolist()
+        text = self._said_text(place)
+        return text[: self._cut(text)]
+
+    def _said_text(self, place: int) -> str:
+        """All that was said, decoded with what it continues.
+
+        Sentencepiece drops the space in front of a text.
+        """
+        before = self.rows[place].tolist()[-_KNOWN_BEFORE:]
         prompt = self.tokenizer.decode(before, skip_special_tokens=True)
         whole = self.tokenizer.decode([*before, *self.said[place]], skip_special_tokens=True)
-        # Sentencepiece drops the space in front of a text, so a continuation is decoded with
-        # what it continues.
         if whole.startswith(prompt):
-            text = whole[len(prompt) :]
-        else:
-            text = self.tokenizer.decode(self.said[place], skip_special_tokens=True)
-        return text[: self._cut(text)]
+            return whole[len(prompt) :]
+        return self.tokenizer.decode(self.said[place], skip_special_tokens=True)
 
 
 def _generator(seed: int, number: int) -> torch.Generator:

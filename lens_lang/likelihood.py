@@ -117,15 +117,12 @@ def log_likelihoods(
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for number, prompt in enumerate(prompts):
         by_prompt.setdefault(tuple(prompt.tolist()), []).append(number)
-    distinct = [torch.tensor(prompt) for prompt in by_prompt]
-    members = list(by_prompt.values())
     found: dict[int, Likelihood] = {}
     with tqdm(total=len(pairs), unit="option", disable=None if progress else True) as bar:
-        for batch in _batches(distinct, members, batch_size):
-            rows = [distinct[place] for place in batch]
-            asked = [members[place] for place in batch]
-            scores = _scores(model, rows, [[answers[n] for n in some] for some in asked], fwd_hooks)
-            numbers = [number for some in asked for number in some]
+        for batch in _batches(list(by_prompt.values()), prompts, answers, batch_size):
+            rows = [prompts[some[0]] for some in batch]
+            scores = _scores(model, rows, [[answers[n] for n in some] for some in batch], fwd_hooks)
+            numbers = [number for some in batch for number in some]
             found |= dict(zip(numbers, scores, strict=True))
             bar.update(len(numbers))
     return [found[number] for number in range(len(pairs))]
@@ -149,17 +146,34 @@ def check_everywhere(fwd_hooks: FwdHooks) -> None:
 
 
 def _batches(
-    rows: Sequence[Tensor], members: Sequence[Sequence[int]], batch_size: int
-) -> list[list[int]]:
-    """Prompts of similar length together, with no more continuations than asked for."""
-    batches: list[list[int]] = []
-    room = 0
-    for (place,) in by_length(rows, 1):
-        if not batches or len(members[place]) > room:
+    groups: Sequence[Sequence[int]],
+    prompts: Sequence[Tensor],
+    answers: Sequence[Tensor],
+    batch_size: int,
+) -> list[list[list[int]]]:
+    """Numbers of pairs in batches, those of a prompt together as far as they fit.
+
+    Prompts of similar length share a batch, unless a long prompt and another's long continuation
+    would together be wider than any pair is: learned positions end.
+    """
+    parts = [
+        list(group[start : start + batch_size])
+        for group in groups
+        for start in range(0, len(group), batch_size)
+    ]
+    widest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    batches: list[list[list[int]]] = []
+    room = longest = 0
+    for (place,) in by_length([prompts[part[0]] for part in parts], 1):
+        part = parts[place]
+        more = max(longest, max(len(answers[number]) for number in part))
+        # The first prompt of a batch is its longest.
+        fits = bool(batches) and len(prompts[batches[-1][0][0]]) + more <= widest
+        if len(part) > room or not fits:
             batches.append([])
-            room = batch_size
-        batches[-1].append(place)
-        room -= len(members[place])
+            room, more = batch_size, max(len(answers[number]) for number in part)
+        batches[-1].append(part)
+        room, longest = room - len(part), more
     return batches
 
 

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from lens_lang.errors import OptionError, StorageError
 from lens_lang.intervene import NeuronEdit, UpProjection
-from lens_lang.sites import FwdHooks
-from lens_lang.storage import read_json, remove_leftovers, write_json
+from lens_lang.sites import FwdHooks, HookedModel, model_name
+from lens_lang.storage import read_json, write_json
 from lens_lang.vectors import VectorEdit
+
+_AS_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Parts:
@@ -29,8 +31,8 @@ class Parts:
 
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = None if folder is None else Path(folder)
-        if self.folder is not None and self.folder.is_dir():
-            remove_leftovers(self.folder)
+        for left in self.folder.glob(".*.part") if self.folder else ():
+            left.unlink(missing_ok=True)  # by a process that was killed
 
     def get(self, key: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         """Return a part, from its file if there is one.
@@ -57,6 +59,26 @@ class Parts:
         part = measure()
         write_json(file, {"key": key, "part": part})
         return part
+
+
+def model_fingerprint(model: HookedModel) -> str:
+    """Return what tells a model's weights from others', after any edit, in any process.
+
+    Reads every number, as integers, whose sums do not depend on their order: as fast as memory,
+    and equal on any number of threads. Numbers that change places within a row look the same.
+
+    Args:
+        model: The model.
+    """
+    digest = hashlib.sha256(model_name(model).encode())
+    for name, parameter in model.named_parameters():  # type: ignore[attr-defined]
+        numbers = parameter.detach()
+        if numbers.is_floating_point():
+            numbers = numbers.contiguous().view(_AS_INTEGERS[numbers.element_size()])
+        sums = numbers.sum(-1, dtype=torch.int64) if numbers.ndim else numbers.long()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(sums.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
 
 
 def fingerprint(fwd_hooks: FwdHooks) -> str:

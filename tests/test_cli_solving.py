@@ -157,7 +157,10 @@ def test_evaluate_without_a_word_is_perplexity(folder: Path) -> None:
         (["evaluate", "tasks", "{}", "--task", "xsquad"], "There is no task 'xsquad'"),
         (["evaluate", "tasks", "{}", "--task", "mgsm", "--file", "mgsm=x"], "--file takes"),
         (["evaluate", "tasks", "{}", "--task", "mgsm", "--languages", "ja"], "no packaged set"),
-        (["evaluate", "tasks", "{}", "--task", "mgsm", "--items", "0"], "--items must be at least 1"),
+        (
+            ["evaluate", "tasks", "{}", "--task", "mgsm", "--items", "0"],
+            "--items must be at least 1",
+        ),
         (["evaluate", "mwork", "{}", "--task", "mgsm", "--tune", "xquad:zh"], "--tune takes"),
         (["evaluate", "mwork", "{}", "--task", "mgsm", "--languages", "fr"], "must be in English"),
         (["evaluate", "mwork", "{}", "--task", "mgsm", "--understanding", "3"], "leave none"),

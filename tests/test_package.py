@@ -81,7 +81,7 @@ LEVELS: dict[str, int] = {
     "parts": 6,
     "evaluate.generation": 6,
     "evaluate.answering": 7,
-    "evaluate.task_scores": 5,
+    "evaluate.task_scores": 6,
     "evaluate.solving": 8,
     "evaluate.story": 8,
     "evaluate.mwork": 9,
@@ -392,6 +392,8 @@ def defined_names(tree: ast.Module) -> set[str]:
             found.add(node.name)
         elif isinstance(node, ast.Assign):
             found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
     return found
 
 

@@ -12,12 +12,17 @@ import pytest
 import torch
 from plotly.offline import get_plotlyjs
 from test_categories import planted
+from test_plot_generation import answered
+from test_plot_tasks import OFF, solved, story
 
 from lens_lang.attribute.categories import CategoryContributions
 from lens_lang.curves import LanguageCurve
 from lens_lang.detect.sharing import sharing
 from lens_lang.errors import MissingExtraError, StorageError
+from lens_lang.evaluate.generation import GenerationMatrix
 from lens_lang.evaluate.perplexity import DocumentNLL, PerplexityMatrix
+from lens_lang.evaluate.story import MWork
+from lens_lang.evaluate.task_scores import TaskMatrix
 from lens_lang.heads import HeadAttention
 from lens_lang.importance import Importance
 from lens_lang.latent import LatentLanguages
@@ -556,3 +561,44 @@ def test_shared_neurons_their_part_and_their_effect_have_sections(tmp_path: Path
     assert elements.cells[place + 1].startswith(f"{float(share):.2f} [")
     assert "-2.000 [-2.000, -2.000]" in elements.cells
     assert "-1.500 [-1.500, -1.500]" in elements.cells
+
+
+# --- answers and tasks ---
+
+
+def test_answers_and_tasks_have_sections_behind_the_effect(tmp_path: Path) -> None:
+    some_matrix(("en", "fr")).save(tmp_path / "perplexity.safetensors")
+    a_curve(("en", "fr"), ("en", "fr", "fr")).save(tmp_path / "curve.safetensors")
+    story().save(tmp_path / "a-story.safetensors")
+    solved(OFF, controls=1).save(tmp_path / "b-task.safetensors")
+    answers = answered(
+        {"none": ["fr", "fr"], "fr off": ["en", "fr"]},
+        languages=("fr", "fr"),
+        text="<script>alert(1)</script> in",
+        model=HOSTILE,
+    )
+    answers.save(tmp_path / "c-answers.safetensors")
+    assert {type(result) for result in read_results(tmp_path).values()} == {
+        PerplexityMatrix,
+        LanguageCurve,
+        MWork,
+        TaskMatrix,
+        GenerationMatrix,
+    }
+    elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
+    assert elements.headings == [
+        "Effect of switching them off",
+        "Languages of the answers (c-answers)",
+        "Some of the answers (c-answers)",
+        "Task xquad (b-task): F1",
+        "Task xquad (b-task): log-probability (nats per token)",
+        "Regions and tasks (a-story): main metrics",
+        "Regions and tasks (a-story): log-probability",
+        "Language of each layer (curve)",
+        "Data",
+    ]
+    assert len(elements.figures) == 1 + 3 + 1 + 1 + 1 + 1 + 2
+    assert "en: <script>alert(1)</script> in en" in elements.cells  # shown, and nothing more
+    assert f"answered by {HOSTILE} without and under 1 intervention." in elements.text
+    assert len(elements.scripts) == 2
+    assert not any("alert(" in script for script in elements.scripts[1:])

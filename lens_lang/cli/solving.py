@@ -10,7 +10,7 @@ from lens_lang.cli.printing import print_rows, say
 from lens_lang.errors import OptionError
 
 if TYPE_CHECKING:
-    from lens_lang.evaluate.solving import Testing
+    from lens_lang.evaluate.solving import TaskOptions
     from lens_lang.tasks import TaskItems
 
 _Tasks = Annotated[
@@ -58,7 +58,7 @@ def tasks(
     from lens_lang.models import load_model
     from lens_lang.neurons import LanguageNeurons
 
-    testing = _testing(controls, new_tokens, batch_size, seed)
+    options = _options(controls, new_tokens, batch_size, seed)
     found = LanguageNeurons.load(run_dir / f"{neurons}.safetensors")
     read = _read_tasks(task, file, hub, languages, items, no_cue)
     loaded = load_model(model)
@@ -68,7 +68,7 @@ def tasks(
             loaded,
             each,
             {"own neurons off": {lang: ablate(some) for lang, some in found.items()}},
-            testing=testing,
+            options=options,
             run_dir=run_dir / "tasks",
         )
         method = "" if neurons == "lape" else f"-{neurons}"
@@ -115,7 +115,7 @@ def mwork(
     from lens_lang.regions import Regions
     from lens_lang.sites import n_layers
 
-    testing = _testing(controls, new_tokens, batch_size, seed)
+    options = _options(controls, new_tokens, batch_size, seed)
     found = LanguageNeurons.load(run_dir / f"{neurons}.safetensors")
     read = {each.task.name: each for each in _read_tasks(task, file, hub, languages, items, no_cue)}
     on, _, language = (tune or "").partition(":")
@@ -136,7 +136,7 @@ def mwork(
                 "understanding": sorted({max(whole * share // 8, 1) for share in (1, 2, 3)}),
                 "generation": sorted({max(whole * share // 16, 1) for share in (1, 2, 3)}),
             },
-            testing=testing,
+            options=options,
             metric=metric,
             run_dir=kept,
         )
@@ -144,7 +144,7 @@ def mwork(
         for row in search.table.round(4).to_dict("records"):
             say(" ".join(f"{name} {value}" for name, value in row.items()))
     result = test_story(
-        loaded, found, list(read.values()), regions=regions, testing=testing, run_dir=kept
+        loaded, found, list(read.values()), regions=regions, options=options, run_dir=kept
     )
     result.save(run_dir / "mwork.safetensors")
     rows = result.to_frame(metric).to_dict("records")
@@ -158,10 +158,10 @@ def mwork(
     )
 
 
-def _testing(controls: int, new_tokens: int | None, batch_size: int, seed: int) -> "Testing":
-    from lens_lang.evaluate.solving import Testing
+def _options(controls: int, new_tokens: int | None, batch_size: int, seed: int) -> "TaskOptions":
+    from lens_lang.evaluate.solving import TaskOptions
 
-    return Testing(controls=controls, new_tokens=new_tokens, batch_size=batch_size, seed=seed)
+    return TaskOptions(controls=controls, new_tokens=new_tokens, batch_size=batch_size, seed=seed)
 
 
 def _read_tasks(

@@ -13,13 +13,14 @@ import torch
 from tqdm.auto import tqdm
 
 from lens_lang.collection import weights_digest
-from lens_lang.decoding import Decoding, generate
+from lens_lang.decoding import Decoding, generate, prompt_tokens
 from lens_lang.errors import LanguageError, OptionError
-from lens_lang.evaluate.generation import GenerationMatrix, identifier_name, judged
+from lens_lang.evaluate.generation import WITHOUT, GenerationMatrix, identifier_name, judged
 from lens_lang.identification import Identify, LangidIdentifier
 from lens_lang.intervene import Hooks, matched_control
 from lens_lang.languages import distinct_languages, find_language, language_tag
-from lens_lang.parts import Parts, fingerprint, seeded
+from lens_lang.parts import Parts, fingerprint, model_fingerprint, seeded
+from lens_lang.readout import check_before_readout
 from lens_lang.sites import FwdHooks, HookedModel, check_hooks, hooked_names, model_name
 from lens_lang.storage import versions
 
@@ -42,6 +43,9 @@ class Steering:
     hooks: Mapping[str, FwdHooks]
     method: str = ""
     strength: float | int = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", language_tag(self.target))
 
 
 def steerings(
@@ -70,17 +74,18 @@ def steerings(
     """
     tags = distinct_languages(language_tag(lang) for lang in languages)
     wanted = tags if targets is None else [language_tag(lang) for lang in targets]
-    return {
-        f"{name} {target} x{strength:g}": Steering(
-            target,
-            {lang: method(lang, target, float(strength)) for lang in tags if lang != target},
-            name,
-            strength,
-        )
-        for name, method in methods.items()
-        for target in wanted
-        for strength in strengths
-    }
+    sweep: dict[str, Steering] = {}
+    for name, method in methods.items():
+        for target in wanted:
+            for strength in strengths:
+                hooks = {
+                    lang: method(lang, target, float(strength)) for lang in tags if lang != target
+                }
+                steering = Steering(target, hooks, name, strength)
+                # Short names, as long as they tell strengths apart.
+                short = f"{name} {target} x{strength:g}"
+                sweep[f"{name} {target} x{strength!r}" if short in sweep else short] = steering
+    return sweep
 
 
 def generation_matrix(
@@ -128,6 +133,11 @@ def generation_matrix(
         raise OptionError(f"controls must be at least 0, got {controls}")
     if not prompts or not all(prompts.values()):
         raise OptionError("generation_matrix needs at least one question in each language")
+    for lang, given in prompts.items():
+        if isinstance(given, str):
+            raise OptionError(f"The questions in {lang!r} are one string: give a list of questions")
+    if WITHOUT in interventions:
+        raise OptionError(f"No intervention can be called {WITHOUT!r}: that is the run without any")
     identify(["."])  # a missing library should cost no hour
     tags = distinct_languages(language_tag(lang) for lang in prompts)
     asked = dict(zip(tags, map(tuple, prompts.values()), strict=True))
@@ -145,6 +155,9 @@ def generation_matrix(
     for row in plan:
         for hooks in row.values():
             check_hooks(model, hooks)
+            check_before_readout(model, hooks)
+            if run_dir is not None:
+                fingerprint(hooks)  # refuses what it does not know
     answers = _Answers(model, asked, decoding, batch_size, Parts(run_dir))
     total = sum(bool(hooks) or run == 0 for run, row in enumerate(plan) for hooks in row.values())
     said: list[dict[str, list[dict[str, Any]]]] = []
@@ -193,7 +206,7 @@ class _Answers:
     ) -> None:
         self.model, self.asked, self.decoding = model, asked, decoding
         self.batch_size, self.parts = batch_size, parts
-        self.weights = weights_digest(model)
+        self.weights = model_fingerprint(model) if parts.folder else ""
 
     def of(self, lang: str, hooks: FwdHooks) -> list[dict[str, Any]]:
         prompts = list(self.asked[lang])
@@ -212,9 +225,8 @@ class _Answers:
             return answer()
         key = {
             "what": "answers",
-            "model": model_name(self.model),
-            "weights": self.weights,
-            "prompts": prompts,
+            "model": self.weights,
+            "prompts": [row.tolist() for row in prompt_tokens(self.model, prompts)],
             "decoding": {**asdict(self.decoding), "stop": list(self.decoding.stop)},
             "hooks": fingerprint(hooks),
         }
@@ -257,7 +269,7 @@ def _matrix(
         n_tokens=torch.tensor(n_tokens),
         steering={
             name: {
-                "target": language_tag(each.target),
+                "target": each.target,
                 "method": each.method,
                 "strength": each.strength,
             }
@@ -268,7 +280,7 @@ def _matrix(
         provenance={
             "model": model_name(model),
             "weights": weights_digest(model),
-            "decoding": asdict(decoding),
+            "decoding": {**asdict(decoding), "stop": list(decoding.stop)},
             "identifier": identifier_name(identify),
             "interventions": {
                 name: {lang: hooked_names(model, hooks) for lang, hooks in each.hooks.items()}

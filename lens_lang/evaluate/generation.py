@@ -73,14 +73,15 @@ class GenerationMatrix:
     def rate(self) -> Float[Tensor, "intervention lang"]:
         """Share of answers in the wanted language: the target, or else the question's own."""
         runs = range(1, 1 + len(self.interventions))
-        return torch.stack(
-            [torch.stack([self._mean(self._hits(r), lang) for lang in self.groups]) for r in runs]
-        )
+        rates = [[self._mean(self._hits(run), lang) for lang in self.groups] for run in runs]
+        shape = (len(self.interventions), len(self.groups))
+        return torch.tensor(rates, dtype=torch.float64).view(shape)
 
     @property
     def baseline_rate(self) -> Float[Tensor, "lang"]:
         """Share of answers in the question's own language without any intervention."""
-        return torch.stack([self._mean(self._hits(0), lang) for lang in self.groups])
+        rates = [self._mean(self._hits(0), lang) for lang in self.groups]
+        return torch.tensor(rates, dtype=torch.float64)
 
     def rejudged(self, identify: Identify) -> "GenerationMatrix":
         """Judge the same answers by another identifier.
@@ -224,9 +225,9 @@ class GenerationMatrix:
             dtype=torch.float64,
         )
 
-    def _mean(self, values: Float[Tensor, "prompt"], lang: str) -> Float[Tensor, ""]:
+    def _mean(self, values: Float[Tensor, "prompt"], lang: str) -> float:
         mine = [place for place, own in enumerate(self.languages) if own == lang]
-        return values[mine].nanmean()
+        return float(values[mine].nanmean())
 
     def _row(self, run: int, lang: str | None) -> dict[str, Any]:
         asked = self._asked(run, lang)
@@ -360,4 +361,5 @@ def identifier_name(identify: Identify) -> str:
     Args:
         identify: The identifier.
     """
-    return str(getattr(identify, "name", None) or type(identify).__name__)
+    given = (getattr(identify, name, None) for name in ("name", "__qualname__"))
+    return str(next((each for each in given if each), type(identify).__name__))

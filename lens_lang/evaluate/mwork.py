@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_lang.errors import LanguageError, OptionError
-from lens_lang.evaluate.solving import TaskHooks, Testing, task_matrix
+from lens_lang.evaluate.solving import TaskHooks, TaskOptions, task_matrix
 from lens_lang.evaluate.story import PIVOT, MWork
 from lens_lang.intervene import ablate
+from lens_lang.languages import find_language
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.regions import Regions
-from lens_lang.sites import HookedModel, n_layers
+from lens_lang.sites import HookedModel, check_layers, n_layers
 from lens_lang.tasks import TaskItems
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def mwork(
     *,
     regions: Regions = Regions(),  # noqa: B008  frozen
     settings: Mapping[str, Sequence[str]] | None = None,
-    testing: Testing = Testing(controls=1),  # noqa: B008  frozen
+    options: TaskOptions = TaskOptions(controls=1),  # noqa: B008  frozen
     run_dir: str | Path | None = None,
     progress: bool = True,
 ) -> MWork:
@@ -64,7 +65,7 @@ def mwork(
         regions: Which layers understand, solve and generate; see `tune_regions`.
         settings: By task what to switch off, letters of `PARTS` joined by ``+``; None takes
             `SETTINGS`. Without attention neurons, A is left out.
-        testing: Controls, length of answers, batch size, seed.
+        options: Controls, length of answers, batch size, seed.
         run_dir: Folder that keeps every run as soon as it is done; the same call goes on.
         progress: Show a bar on stderr when that is a terminal.
 
@@ -82,6 +83,7 @@ def mwork(
     names = [items.task.name for items in tasks]
     if not names or len(set(names)) < len(names):
         raise OptionError(f"mwork needs each task once, got {', '.join(names) or 'none'}")
+    _check_neurons(model, neurons)
     layers = regions.layers(n_layers(model))
     split = {lang: regions.split(some) for lang, some in neurons.items()}
     plans = {items.task.name: _plan(items, split, settings) for items in tasks}
@@ -90,7 +92,7 @@ def mwork(
             model,
             items,
             plans[items.task.name][1],
-            testing=testing,
+            options=options,
             run_dir=run_dir,
             progress=progress,
         )
@@ -136,7 +138,7 @@ def tune_regions(
     *,
     language: str,
     sizes: Mapping[str, Sequence[int]],
-    testing: Testing = Testing(),  # noqa: B008  frozen
+    options: TaskOptions = TaskOptions(),  # noqa: B008  frozen
     metric: str | None = None,
     run_dir: str | Path | None = None,
 ) -> RegionSearch:
@@ -152,7 +154,7 @@ def tune_regions(
         items: The task, in English and in the language; the paper takes XQuAD.
         language: The language; the paper takes Chinese.
         sizes: Numbers of layers to try, for ``understanding`` and ``generation``.
-        testing: Length of answers, batch size.
+        options: Length of answers, batch size.
         metric: As in `MWork.to_frame`.
         run_dir: As for `mwork`.
 
@@ -170,7 +172,17 @@ def tune_regions(
             "sizes must give numbers of layers for understanding and for generation, got "
             f"{ {name: list(each) for name, each in sizes.items()} }"
         )
-    whole = n_layers(model)
+    if find_language(language, neurons.languages) == _place_of_pivot(neurons):
+        raise LanguageError("Regions are tuned on another language beside English, not on English")
+    _check_neurons(model, neurons)
+    pairs = [
+        (first, last)
+        for first in sizes["understanding"]
+        for last in sizes["generation"]
+        if first + last < n_layers(model)
+    ]
+    if not pairs:  # says why
+        Regions(min(sizes["understanding"]), min(sizes["generation"])).layers(n_layers(model))
     tried: dict[str, TaskHooks] = {}
     for name, numbers in sizes.items():
         for number in numbers:
@@ -178,7 +190,7 @@ def tune_regions(
             some = Regions(**alone).split(neurons[language])[name]
             hooks = ablate(some)
             tried[f"{name} {number}"] = {language: hooks, PIVOT: hooks}
-    matrix = task_matrix(model, items, tried, testing=testing, run_dir=run_dir)
+    matrix = task_matrix(model, items, tried, options=options, run_dir=run_dir)
     rows = []
     for run, label in enumerate(tried, 1):
         name, _, layers = label.partition(" ")
@@ -193,13 +205,25 @@ def tune_regions(
             }
         )
     table = pd.DataFrame(rows)
-    best = {}
-    for name in sizes:
-        mine = table[table["region"] == name].reset_index(drop=True)
-        best[name] = int(mine["layers"][int(mine["difference"].argmax())])
-    regions = Regions(**best)
-    regions.layers(whole)  # refuses what leaves no layer between them
+    gain = {
+        (str(row["region"]), int(row["layers"])): float(row["difference"])
+        for row in table.to_dict("records")
+    }
+    first, last = max(
+        pairs, key=lambda pair: gain["understanding", pair[0]] + gain["generation", pair[1]]
+    )
+    regions = Regions(first, last)
     return RegionSearch(regions, table)
+
+
+def _check_neurons(model: HookedModel, neurons: LanguageNeurons) -> None:
+    for some in neurons.values():
+        for site, mask in some.masks.items():
+            check_layers(model, site, (mask.shape[0], mask.shape[1]))
+
+
+def _place_of_pivot(neurons: LanguageNeurons) -> int | None:
+    return neurons.languages.index(PIVOT) if PIVOT in neurons.languages else None
 
 
 def _plan(

@@ -5,25 +5,27 @@ answer's log-probability is measured, too: small models that are never right sti
 intervention hurts. Every run of a language is a part that is kept as soon as it is done.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm.auto import tqdm
 
 from lens_lang.collection import weights_digest
 from lens_lang.decoding import Decoding, generate
-from lens_lang.errors import LanguageError, OptionError
+from lens_lang.documents import bos_token
+from lens_lang.errors import CorpusError, LanguageError, OptionError
 from lens_lang.evaluate.metrics import exact_match, number_match, rouge_l, token_f1
 from lens_lang.evaluate.task_scores import METRICS, TaskMatrix
 from lens_lang.intervene import matched_control
 from lens_lang.languages import find_language, language_tag
 from lens_lang.likelihood import log_likelihoods, token_pairs
-from lens_lang.parts import Parts, fingerprint, seeded
+from lens_lang.parts import Parts, fingerprint, model_fingerprint, seeded
 from lens_lang.questions import space_between
+from lens_lang.readout import check_before_readout
 from lens_lang.sites import FwdHooks, HookedModel, check_hooks, hooked_names, model_name
 from lens_lang.storage import versions
 from lens_lang.tasks import Item, TaskItems
@@ -33,7 +35,7 @@ TaskHooks = FwdHooks | Mapping[str, FwdHooks]
 
 
 @dataclass(frozen=True)
-class Testing:
+class TaskOptions:
     """How items are solved.
 
     Attributes:
@@ -62,7 +64,7 @@ def task_matrix(
     items: TaskItems,
     interventions: Mapping[str, TaskHooks],
     *,
-    testing: Testing = Testing(),  # noqa: B008  frozen
+    options: TaskOptions = TaskOptions(),  # noqa: B008  frozen
     run_dir: str | Path | None = None,
     progress: bool = True,
 ) -> TaskMatrix:
@@ -74,7 +76,7 @@ def task_matrix(
         interventions: Hooks by name: the same for all languages, or by language, as in
             ``{"own": {lang: ablate(some) for lang, some in neurons.items()}}``; then languages
             without hooks are not tested under that intervention.
-        testing: Controls, length of answers, batch size, seed.
+        options: Controls, length of answers, batch size, seed.
         run_dir: Folder that keeps every run of a language as soon as it is done, so that the
             same call goes on after an interruption.
         progress: Show a bar on stderr when that is a terminal.
@@ -93,17 +95,21 @@ def task_matrix(
     rows: list[dict[str, FwdHooks]] = [dict.fromkeys(items.languages, ())]
     rows += [_by_language(hooks, items, name) for name, hooks in interventions.items()]
     for row, name in zip(rows[1:], interventions, strict=True):
-        for draw in range(testing.controls):
+        for draw in range(options.controls):
             drawn: dict[str, FwdHooks] = {
-                lang: matched_control(hooks, generator=seeded(testing.seed, name, lang, draw))
+                lang: matched_control(hooks, generator=seeded(options.seed, name, lang, draw))
                 for lang, hooks in row.items()
             }
             rows.append(drawn)
     for row in rows:
         for hooks in row.values():
             check_hooks(model, hooks)
+            check_before_readout(model, hooks)
+            if run_dir is not None:
+                fingerprint(hooks)  # refuses what it does not know
+    _check_items(items)
     metrics = METRICS[items.task.metric]
-    solver = _Solver(model, items, testing, Parts(run_dir))
+    solver = _Solver(model, items, options, Parts(run_dir))
     scores = {
         lang: torch.full((len(metrics), len(rows), len(some)), torch.nan, dtype=torch.float64)
         for lang, some in items.items.items()
@@ -139,12 +145,13 @@ def task_matrix(
         names={lang: tuple(item.name for item in some) for lang, some in items.items.items()},
         scores=scores,
         answers={lang: tuple(some) for lang, some in answers.items()},
-        n_controls=testing.controls,
+        n_controls=options.controls,
+        metrics=metrics,
         provenance={
             "model": model_name(model),
-            "weights": solver.weights,
+            "weights": weights_digest(model),
             "items": items.describe(),
-            "testing": asdict(testing),
+            "options": asdict(options),
             "interventions": {
                 name: {lang: len(hooked_names(model, hooks)) for lang, hooks in row.items()}
                 for name, row in zip(interventions, rows[1:], strict=False)
@@ -152,6 +159,26 @@ def task_matrix(
             "versions": versions(),
         },
     )
+
+
+_JUDGES: Mapping[str, Mapping[str, Callable[[str, Sequence[str], str], float]]] = {
+    "f1": {"f1": token_f1, "exact_match": exact_match},
+    "number": {"accuracy": number_match},
+    "rouge_l": {"rouge_l": rouge_l},
+    "choice": {},
+}
+
+
+def _check_items(items: TaskItems) -> None:
+    """Find out before anything is measured what would be in the way."""
+    for judge in _JUDGES[items.task.metric].values():
+        judge("1", ("1",), "en")  # a missing library should cost no hour
+    for lang, some in items.items.items():
+        for item in some:
+            if items.task.metric == "choice" and not item.options:
+                raise CorpusError(
+                    f"{item.name!r} of {items.task.name} in {lang!r} has no options to choose from"
+                )
 
 
 def _by_language(hooks: TaskHooks, items: TaskItems, name: str) -> dict[str, FwdHooks]:
@@ -174,10 +201,10 @@ class _Solver:
     """A model's scores on the items of a language, from a file if they are there."""
 
     def __init__(
-        self, model: HookedModel, items: TaskItems, testing: Testing, parts: Parts
+        self, model: HookedModel, items: TaskItems, options: TaskOptions, parts: Parts
     ) -> None:
-        self.model, self.items, self.testing, self.parts = model, items, testing, parts
-        self.weights = weights_digest(model)
+        self.model, self.items, self.options, self.parts = model, items, options, parts
+        self.weights = model_fingerprint(model) if parts.folder else ""
 
     def of(self, lang: str, hooks: FwdHooks) -> dict[str, Any]:
         measure = partial(self._solve, lang, hooks)
@@ -186,8 +213,8 @@ class _Solver:
         task = self.items.task
         key = {
             "what": "task",
-            "model": model_name(self.model),
-            "weights": self.weights,
+            "model": self.weights,
+            "bos": bos_token(cast("Any", self.model), None),
             "task": [task.name, task.metric, self._new_tokens],
             "stops": list(self.items.stops[lang]),
             "items": [
@@ -201,7 +228,7 @@ class _Solver:
 
     @property
     def _new_tokens(self) -> int:
-        return self.testing.new_tokens or self.items.task.new_tokens
+        return self.options.new_tokens or self.items.task.new_tokens
 
     def _solve(self, lang: str, hooks: FwdHooks) -> dict[str, Any]:
         some = self.items.items[lang]
@@ -218,20 +245,15 @@ class _Solver:
             [item.prompt for item in some],
             decoding,
             fwd_hooks=hooks,
-            batch_size=self.testing.batch_size,
+            batch_size=self.options.batch_size,
         )
         answers = [each.text.strip() for each in said]
-        judges = {
-            "f1": {"f1": token_f1, "exact_match": exact_match},
-            "number": {"accuracy": number_match},
-            "rouge_l": {"rouge_l": rouge_l},
-        }[self.items.task.metric]
         scores = {
             name: [
                 judge(answer, item.references, lang)
                 for answer, item in zip(answers, some, strict=True)
             ]
-            for name, judge in judges.items()
+            for name, judge in _JUDGES[self.items.task.metric].items()
         }
         return {"answers": answers, "scores": {**scores, "log_probability": log_p}}
 
@@ -271,7 +293,7 @@ class _Solver:
                 self.model,
                 token_pairs(self.model, pairs),
                 fwd_hooks=hooks,
-                batch_size=self.testing.batch_size,
+                batch_size=self.options.batch_size,
             )
         )
         return [

@@ -136,18 +136,7 @@ class MWork:
             "settings": dict(self.settings),
             "regions": dict(self.regions),
             "provenance": dict(self.provenance),
-            "matrices": {
-                task: {
-                    "task": each.task,
-                    "interventions": each.interventions,
-                    "languages": each.languages,
-                    "names": dict(each.names),
-                    "answers": dict(each.answers),
-                    "n_controls": each.n_controls,
-                    "provenance": dict(each.provenance),
-                }
-                for task, each in self.matrices.items()
-            },
+            "matrices": {task: each.header() for task, each in self.matrices.items()},
         }
         tensors = {
             f"{task}.{lang}": scores
@@ -270,6 +259,9 @@ class _Story:
     def _resampled(self, changes: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "resample"]]:
         means = {}
         for number, (lang, change) in enumerate(changes.items()):
+            if len(change) < 2:  # which says nothing of others
+                means[lang] = torch.full((_RESAMPLES,), torch.nan, dtype=torch.float64)
+                continue
             seed = 0 if self._aligned else number
             generator = torch.Generator().manual_seed(seed)
             weights = bootstrap_weights(len(change), resamples=_RESAMPLES, generator=generator)

@@ -19,6 +19,7 @@ from lens_lang.evaluate.significance import (
 )
 from lens_lang.languages import find_language
 from lens_lang.storage import read_tensors, write_tensors
+from lens_lang.tasks import find_task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +54,7 @@ class TaskMatrix:
         answers: By language and run; None where it was not tested.
         n_controls: Random controls per intervention.
         provenance: Model, items, options and versions, as JSON values.
+        metrics: What was measured, the main one first; without, what is measured of the task.
     """
 
     task: str
@@ -63,13 +65,11 @@ class TaskMatrix:
     answers: Mapping[str, tuple[tuple[str | None, ...], ...]]
     n_controls: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    metrics: tuple[str, ...] = ()
 
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """What was measured, the task's main metric first."""
-        from lens_lang.tasks import find_task
-
-        return METRICS[find_task(self.task).metric]
+    def __post_init__(self) -> None:
+        metrics = self.metrics or METRICS[find_task(self.task).metric]
+        object.__setattr__(self, "metrics", tuple(metrics))
 
     def of(self, lang: str, metric: str | None = None) -> Float[Tensor, "run item"]:
         """Return every item's score in one language.
@@ -137,16 +137,20 @@ class TaskMatrix:
         Raises:
             StorageError: The file cannot be written.
         """
-        header = {
+        write_tensors(path, type(self).__name__, self.header(), self.scores)
+
+    def header(self) -> dict[str, Any]:
+        """Return everything but the scores, as JSON values."""
+        return {
             "task": self.task,
             "interventions": self.interventions,
             "languages": self.languages,
             "names": dict(self.names),
             "answers": dict(self.answers),
             "n_controls": self.n_controls,
+            "metrics": self.metrics,
             "provenance": dict(self.provenance),
         }
-        write_tensors(path, type(self).__name__, header, self.scores)
 
     @classmethod
     def load(cls, path: str | Path) -> "TaskMatrix":
@@ -182,6 +186,7 @@ class TaskMatrix:
                 scores={lang: tensors[lang] for lang in languages},
                 answers={lang: tuple(map(tuple, header["answers"][lang])) for lang in languages},
                 n_controls=int(header["n_controls"]),
+                metrics=tuple(header["metrics"]),
                 provenance=header["provenance"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
