@@ -9,11 +9,14 @@ RUN := $(VENV)/bin
 demo: $(VENV)/.ready  ## find the language neurons of a real model, and prove them
 	$(RUN)/lens-lang demo
 
+# Two processes of one thread each: small models gain nothing from more threads.
+PARALLEL := OMP_NUM_THREADS=1 $(1) -m pytest -n 2 --dist loadfile
+
 test: $(VENV)/.ready  ## the whole test suite, on TransformerLens 4
-	$(RUN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(call PARALLEL,$(RUN)/python) --cov --cov-report=term:skip-covered
 
 lanes: $(VENV3)/.ready  ## the tests that every TransformerLens must pass, on TransformerLens 3
-	$(VENV3)/bin/python -m pytest -m lane tests
+	$(call PARALLEL,$(VENV3)/bin/python) -m lane tests
 
 check: $(VENV)/.ready  ## lint, formatting and types
 	$(RUN)/ruff check .

@@ -15,6 +15,9 @@ from lens_lang.languages import language_tag
 Identify = Callable[[Sequence[str]], Sequence[Mapping[str, float] | str | None]]
 """For each text its language, or probabilities of languages, or None."""
 
+SPOKEN_AS = {"nb": "no", "nn": "no"}
+"""Languages that corpora and identifiers call by the name of both."""
+
 UNDETERMINED = "und"
 """A text of no language, or of none that is known, as in BCP 47."""
 
@@ -161,6 +164,24 @@ def spoken_languages(texts: Sequence[str], identify: Identify) -> list[str]:
         except LanguageError:
             found.append(UNDETERMINED)
     return found
+
+
+def is_spoken(said: str, wanted: str) -> bool:
+    """Say whether what an identifier heard is the language that was wanted.
+
+    Identifiers know languages, not regions or scripts: ``pt`` is what they say of ``pt-BR``, and
+    ``no`` of ``nb``.
+
+    Args:
+        said: The identifier's tag.
+        wanted: The tag asked for.
+
+    Examples:
+        >>> is_spoken("pt", "pt-BR"), is_spoken("pt-PT", "pt-BR"), is_spoken("no", "nb")
+        (True, False, True)
+    """
+    primary = wanted.split("-")[0]
+    return said in (wanted, primary, SPOKEN_AS.get(primary))
 
 
 def _distribution(answer: Any, text: str) -> dict[str, float]:

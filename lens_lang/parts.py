@@ -6,6 +6,7 @@ has done, another one measures anew, and nothing is ever mistaken for something 
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from lens_lang.vectors import VectorEdit
 _AS_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+_ABANDONED = 3600.0
+"""Seconds after which a half-written file is nobody's."""
+
+
 class Parts:
     """Parts of a measurement, in a folder or nowhere.
 
@@ -32,7 +37,9 @@ class Parts:
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = None if folder is None else Path(folder)
         for left in self.folder.glob(".*.part") if self.folder else ():
-            left.unlink(missing_ok=True)  # by a process that was killed
+            # A process that was killed left it; what is fresh may be another's, being written.
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink(missing_ok=True)
 
     def get(self, key: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
         """Return a part, from its file if there is one.
@@ -65,7 +72,7 @@ def model_fingerprint(model: HookedModel) -> str:
     """Return what tells a model's weights from others', after any edit, in any process.
 
     Reads every number, as integers, whose sums do not depend on their order: as fast as memory,
-    and equal on any number of threads. Numbers that change places within a row look the same.
+    and equal on any number of threads. Summed along rows and columns of every weight.
 
     Args:
         model: The model.
@@ -75,9 +82,11 @@ def model_fingerprint(model: HookedModel) -> str:
         numbers = parameter.detach()
         if numbers.is_floating_point():
             numbers = numbers.contiguous().view(_AS_INTEGERS[numbers.element_size()])
-        sums = numbers.sum(-1, dtype=torch.int64) if numbers.ndim else numbers.long()
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(sums.cpu().contiguous().numpy().tobytes())
+        # Along rows and along columns, so that neurons that change places are seen in either.
+        axes = (0, -1) if numbers.ndim > 1 else ()
+        for each in [numbers.sum(axis, dtype=torch.int64) for axis in axes] or [numbers]:
+            digest.update(each.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -21,6 +21,7 @@ from lens_lang.corpora import Corpora
 from lens_lang.documents import TokenisingModel
 from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageError
 from lens_lang.identification import (
+    SPOKEN_AS,
     Identify,
     LangidIdentifier,
     LinguaIdentifier,
@@ -39,9 +40,6 @@ OTHER = "other"
 
 _ASK_AT_ONCE = 10_000
 """Texts an identifier is given at once: the answers of a large vocabulary would fill memory."""
-
-_SPOKEN_AS = {"nb": "no", "nn": "no"}
-"""Languages that corpora call by the name of both."""
 
 logger = logging.getLogger(__name__)
 
@@ -433,6 +431,6 @@ class _Columns:
                 tag = language_tag(name)
             except LanguageError:
                 tag = name
-            primary = _SPOKEN_AS.get(tag.split("-")[0], tag.split("-")[0])
+            primary = SPOKEN_AS.get(tag.split("-")[0], tag.split("-")[0])
             self._known[name] = self._known.get(tag, self._primary.get(primary))
         return self._known[name]

@@ -379,11 +379,11 @@ def zeroed(some: NeuronSet) -> list[Any]:
 
 
 def tell(
-    some: LanguageNeurons, tasks: Sequence[TaskItems], controls: int = 0, **options: Any
+    some: LanguageNeurons, tasks: Sequence[TaskItems], controls: int = 0, **more: Any
 ) -> MWork:
     options = solving.TaskOptions(controls=controls, new_tokens=3)
     return mwork(
-        toy(), some, tasks, regions=THIRDS, options=options, progress=False, **options
+        toy(), some, tasks, regions=THIRDS, options=options, progress=False, **more
     )  # fmt: skip
 
 

@@ -116,10 +116,10 @@ def log_p(model: Any, prompt: str, answer: str, fwd_hooks: Any = ()) -> list[flo
 
 
 def solve(
-    items: TaskItems, interventions: Any, model: Any = None, controls: int = 0, **options: Any
+    items: TaskItems, interventions: Any, model: Any = None, controls: int = 0, **more: Any
 ) -> TaskMatrix:
-    run_dir = options.pop("run_dir", None)
-    options = Options(controls=controls, new_tokens=NEW, **options)
+    run_dir = more.pop("run_dir", None)
+    options = Options(controls=controls, new_tokens=NEW, **more)
     return task_matrix(
         toy() if model is None else model,
         items,

@@ -146,9 +146,10 @@ def generation_matrix(
         plan.append(_hooks_by_language(each, tags))
     for row, name in zip(plan[1:], interventions, strict=True):
         for draw in range(controls):
+            # One source for all languages: equal hooks get the same random neurons in each.
             plan.append(
                 {
-                    lang: matched_control(hooks, generator=seeded(decoding.seed, name, lang, draw))
+                    lang: matched_control(hooks, generator=seeded(decoding.seed, name, draw))
                     for lang, hooks in row.items()
                 }
             )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lens_lang.errors import StorageError
 from lens_lang.evaluate.significance import holm, mean_interval, share_interval, sign_flip_test
-from lens_lang.identification import UNDETERMINED, Identify, spoken_languages
+from lens_lang.identification import UNDETERMINED, Identify, is_spoken, spoken_languages
 from lens_lang.storage import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class GenerationMatrix:
         judge = run if judge is None else judge
         return torch.tensor(
             [
-                float(said == self._wanted(judge, place))
+                float(is_spoken(said, self._wanted(judge, place)))
                 if self.texts[run][place] is not None
                 else torch.nan
                 for place, said in enumerate(self.spoken[run])
@@ -270,7 +270,7 @@ class GenerationMatrix:
     def _line_pass(self, run: int, asked: Sequence[int]) -> float:
         passed = [
             bool(self.lines[run][place])
-            and all(lang == self._wanted(run, place) for lang in self.lines[run][place])
+            and all(is_spoken(lang, self._wanted(run, place)) for lang in self.lines[run][place])
             for place in asked
         ]
         return sum(passed) / max(len(passed), 1)

@@ -22,7 +22,7 @@ from lens_lang.evaluate.metrics import exact_match, number_match, rouge_l, token
 from lens_lang.evaluate.task_scores import METRICS, TaskMatrix
 from lens_lang.intervene import matched_control
 from lens_lang.languages import find_language, language_tag
-from lens_lang.likelihood import log_likelihoods, token_pairs
+from lens_lang.likelihood import check_everywhere, log_likelihoods, token_pairs
 from lens_lang.parts import Parts, fingerprint, model_fingerprint, seeded
 from lens_lang.questions import space_between
 from lens_lang.readout import check_before_readout
@@ -96,8 +96,9 @@ def task_matrix(
     rows += [_by_language(hooks, items, name) for name, hooks in interventions.items()]
     for row, name in zip(rows[1:], interventions, strict=True):
         for draw in range(options.controls):
+            # One source for all languages: equal hooks get the same random neurons in each.
             drawn: dict[str, FwdHooks] = {
-                lang: matched_control(hooks, generator=seeded(options.seed, name, lang, draw))
+                lang: matched_control(hooks, generator=seeded(options.seed, name, draw))
                 for lang, hooks in row.items()
             }
             rows.append(drawn)
@@ -105,6 +106,7 @@ def task_matrix(
         for hooks in row.values():
             check_hooks(model, hooks)
             check_before_readout(model, hooks)
+            check_everywhere(hooks)
             if run_dir is not None:
                 fingerprint(hooks)  # refuses what it does not know
     _check_items(items)
