@@ -3,6 +3,7 @@
     python docs/picture.py effect RUN_FOLDER PICTURE.png   needs perplexity.safetensors there
     python docs/picture.py layers RUN_FOLDER PICTURE.png   needs vocabulary.safetensors there
     python docs/picture.py sharing RUN_FOLDER PICTURE.png  needs sharingpatterns.safetensors there
+    python docs/picture.py steering RUN_FOLDER PICTURE.png needs generation-doses.safetensors there
 
 Needs Chromium on the path, which takes the screenshot.
 """
@@ -39,6 +40,12 @@ def sharing(run_dir: Path) -> Any:
     return ll.plot.sharing(ll.sharing(patterns)).update_layout(width=820, height=430)
 
 
+def steering(run_dir: Path) -> Any:
+    """How many answers change their language, and how many babble, by strength."""
+    matrix = ll.GenerationMatrix.load(run_dir / "generation-doses.safetensors")
+    return ll.plot.steering_curve(matrix).update_layout(width=900)
+
+
 def photograph(figure: Any, picture: Path) -> None:
     """Write the figure to a page, and take its picture."""
     figure.update_layout(paper_bgcolor="white", plot_bgcolor="white")
@@ -70,7 +77,8 @@ def photograph(figure: Any, picture: Path) -> None:
 def main() -> None:
     """Draw what was asked for."""
     what, run_dir, picture = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-    photograph({"effect": effect, "layers": layers, "sharing": sharing}[what](run_dir), picture)
+    drawn = {"effect": effect, "layers": layers, "sharing": sharing, "steering": steering}
+    photograph(drawn[what](run_dir), picture)
 
 
 if __name__ == "__main__":

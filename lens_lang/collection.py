@@ -18,6 +18,7 @@ from lens_lang.corpora import Corpora, check_fits
 from lens_lang.errors import OptionError
 from lens_lang.parallel import TOGETHER, ParallelCorpora
 from lens_lang.passes import Passes, sum_batches
+from lens_lang.positions import check_everywhere
 from lens_lang.run_folder import RunFolder, file_names, spec_options
 from lens_lang.sites import (
     FwdHooks,
@@ -110,6 +111,7 @@ def collect(
     sites = list(dict.fromkeys(site for spec in bound for site in spec.sites))
     preflight(model, sites)
     check_hooks(model, fwd_hooks)
+    check_everywhere(fwd_hooks)
     check_fits(corpora, model.cfg)
     run = _Run(model, specs, fwd_hooks, {**corpora.describe(), **cut})
     folder = run.open(run_dir, batch_size)
@@ -200,6 +202,7 @@ def collect_parallel(
     sites = list(dict.fromkeys(site for spec in bound for site in spec.sites))
     preflight(model, sites)
     check_hooks(model, fwd_hooks)
+    check_everywhere(fwd_hooks)
     check_fits(examples.by_language, model.cfg)
     run = _Run(model, specs, fwd_hooks, examples.describe())
     folder = run.open(run_dir, batch_size)

@@ -4,6 +4,7 @@ Any callable that takes texts and returns, for each, a language, probabilities o
 None serves as well.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -14,6 +15,8 @@ from lens_lang.languages import language_tag
 
 Identify = Callable[[Sequence[str]], Sequence[Mapping[str, float] | str | None]]
 """For each text its language, or probabilities of languages, or None."""
+
+logger = logging.getLogger(__name__)
 
 SPOKEN_AS = {"nb": "no", "nn": "no"}
 """Languages that corpora and identifiers call by the name of both."""
@@ -144,7 +147,8 @@ def spoken_languages(texts: Sequence[str], identify: Identify) -> list[str]:
         identify: The identifier; it is asked once, about distinct texts that have a letter.
 
     Returns:
-        Tags; ``und`` for a text without a letter, or in no language the identifier knows.
+        Tags; ``und`` for a text without a letter, or in no language the identifier knows. A label
+        that is no language is ``und``, too, and a warning is logged.
 
     Raises:
         OptionError: See `identified`.
@@ -155,22 +159,27 @@ def spoken_languages(texts: Sequence[str], identify: Identify) -> list[str]:
     """
     asked = list(dict.fromkeys(text for text in texts if any(map(str.isalpha, text))))
     said = dict(zip(asked, identified(asked, identify) if asked else [], strict=True))
-    found = []
+    found, strange = [], set()
     for text in texts:
         answer = said.get(text) or {UNDETERMINED: 1.0}
-        likeliest = max(answer, key=answer.__getitem__)
+        likeliest = max(answer, key=answer.__getitem__).removeprefix("__label__")  # fastText's
         try:
             found.append(language_tag(likeliest))
         except LanguageError:
             found.append(UNDETERMINED)
+            strange.add(likeliest)
+    if strange - {UNDETERMINED}:
+        logger.warning(
+            "the identifier's labels %s are no languages; give tags such as 'fr'", sorted(strange)
+        )
     return found
 
 
 def is_spoken(said: str, wanted: str) -> bool:
     """Say whether what an identifier heard is the language that was wanted.
 
-    Identifiers know languages, not regions or scripts: ``pt`` is what they say of ``pt-BR``, and
-    ``no`` of ``nb``.
+    Where either knows no region or script, only the language counts: ``pt`` is said of ``pt-BR``,
+    ``zh-CN`` of ``zh``, ``no`` of ``nb``.
 
     Args:
         said: The identifier's tag.
@@ -180,8 +189,11 @@ def is_spoken(said: str, wanted: str) -> bool:
         >>> is_spoken("pt", "pt-BR"), is_spoken("pt-PT", "pt-BR"), is_spoken("no", "nb")
         (True, False, True)
     """
-    primary = wanted.split("-")[0]
-    return said in (wanted, primary, SPOKEN_AS.get(primary))
+    if said == wanted:
+        return True
+    (mine, *detail), (theirs, *other) = said.split("-"), wanted.split("-")
+    same = SPOKEN_AS.get(mine, mine) == SPOKEN_AS.get(theirs, theirs)
+    return same and not (detail and other)
 
 
 def _distribution(answer: Any, text: str) -> dict[str, float]:

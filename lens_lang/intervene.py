@@ -204,12 +204,14 @@ def steer(
     target: str,
     mean: Activations,
     strength: float = 1.0,
+    how: Literal["replace", "add"] = "replace",
     positions: Positions = "all",
 ) -> Hooks:
     """Turn a model from one language to another, as Tang et al. (2024) do.
 
     Switches the source language's neurons off and sets the target language's to their mean
-    activation on target-language text. A neuron of both languages gets the target's value.
+    activation on target-language text, or adds that mean to what they are. A neuron of both
+    languages is the target's.
 
     Args:
         neurons: The neurons of the languages.
@@ -217,6 +219,7 @@ def steer(
         target: Language to speak.
         mean: Mean activations, in gate or product space.
         strength: Factor on the mean.
+        how: ``"replace"`` the target neurons' values, as in the paper, or ``"add"`` to them.
         positions: See `ablate`.
 
     Returns:
@@ -224,8 +227,11 @@ def steer(
 
     Raises:
         LanguageError: A language is not among the neurons', or not among the means'.
-        OptionError: The means are of the up-projection.
+        OptionError: The means are of the up-projection or the residual stream, or `how` is
+            another word.
     """
+    if how not in ("replace", "add"):
+        raise OptionError(f"how must be replace or add, got {how!r}")
     if mean.space not in ("gate", "product"):
         what = {"up": "the up-projection", "residual": "the residual stream"}[mean.space]
         raise OptionError(
@@ -235,7 +241,8 @@ def steer(
     off = neurons[source] - neurons[target]
     values = (mean[target] * strength).float()
     space: EditSpace = "gate" if mean.space == "gate" else "product"
-    on = replace(neurons[target], values, space=space, positions=positions)
+    write = replace if how == "replace" else add
+    on = write(neurons[target], values, space=space, positions=positions)
     return ablate(off, positions=positions) + on
 
 
@@ -244,7 +251,8 @@ def matched_control(fwd_hooks: FwdHooks, *, generator: torch.Generator) -> Hooks
 
     Values that belong to a neuron stay with its place in the list, so the random neurons are
     set to values that other neurons have: the control for "which neurons", not for "which
-    values". The control of a vector (`lens_lang.shift`) is as long a vector in a random direction.
+    values". The control of a vector (`lens_lang.shift`) is as long a vector in a
+    random direction, the same in all its layers.
 
     Args:
         fwd_hooks: Hooks made by this module.
@@ -268,6 +276,7 @@ def matched_control(fwd_hooks: FwdHooks, *, generator: torch.Generator) -> Hooks
     for name, edit in edits:
         taken[name] = taken[name] | _as_set(edit) if name in taken else _as_set(edit)
     notes: dict[int, UpProjection] = {}
+    directions: dict[int, Tensor] = {}
     for name, hook in named:
         if isinstance(hook, UpProjection):
             notes[id(hook)] = UpProjection(hook.layer)
@@ -280,7 +289,11 @@ def matched_control(fwd_hooks: FwdHooks, *, generator: torch.Generator) -> Hooks
                 edit = dataclasses.replace(edit, up=notes[id(hook.up)])
             controls.append((name, edit))
         elif isinstance(hook, VectorEdit):
-            controls.append((name, hook.at_random(generator)))
+            # One direction for all layers: differences of languages point the same way in each.
+            size = len(hook.vector)
+            if size not in directions:
+                directions[size] = torch.randn(size, generator=generator)
+            controls.append((name, hook.along(directions[size])))
         else:
             raise OptionError(
                 f"The hook at {name!r} was not made by lens_lang, so it has no matched control: "

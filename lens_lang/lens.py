@@ -22,6 +22,7 @@ from lens_lang.documents import Documents, bos_token, tokenise, tokenizer_of
 from lens_lang.errors import ActivationError, CorpusError, OptionError
 from lens_lang.identification import UNDETERMINED
 from lens_lang.languages import distinct_languages, find_language, language_tag
+from lens_lang.positions import check_everywhere
 from lens_lang.readout import check_before_readout, check_readout, chunks, read_logits
 from lens_lang.sites import (
     RESID_POST,
@@ -330,6 +331,7 @@ def prepare(model: HookedModel, corpora: Corpora, fwd_hooks: FwdHooks) -> None:
     """
     check_supported(model)
     check_hooks(model, fwd_hooks)
+    check_everywhere(fwd_hooks)
     check_before_readout(model, fwd_hooks)
     check_readout(model)
     check_fits(corpora, model.cfg)

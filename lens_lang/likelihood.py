@@ -18,6 +18,7 @@ from lens_lang.decoding import by_length, check_once, check_room, prompt_tokens,
 from lens_lang.documents import bos_token, tokenise, tokenizer_of
 from lens_lang.errors import ActivationError, CorpusError, OptionError
 from lens_lang.key_values import KeyValues
+from lens_lang.positions import check_everywhere
 from lens_lang.readout import check_before_readout, chunks, read_logits
 from lens_lang.sites import FwdHooks, HookedModel, check_hooks, model_name
 
@@ -126,23 +127,6 @@ def log_likelihoods(
             found |= dict(zip(numbers, scores, strict=True))
             bar.update(len(numbers))
     return [found[number] for number in range(len(pairs))]
-
-
-def check_everywhere(fwd_hooks: FwdHooks) -> None:
-    """Refuse hooks that act on the prompt or on new tokens only, where there is no such thing.
-
-    Args:
-        fwd_hooks: Hooks about to be attached.
-
-    Raises:
-        OptionError: One of lens_lang's is made so.
-    """
-    for _, hook in fwd_hooks:
-        if getattr(hook, "positions", "all") != "all":
-            raise OptionError(
-                "A continuation that is given is read at once, so hooks cannot act on the prompt "
-                "or on new tokens only: make them with positions='all'"
-            )
 
 
 def _batches(

@@ -14,12 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lens_lang.decoding import ending_tokens
+from lens_lang.documents import bos_token
 from lens_lang.errors import OptionError, StorageError
 from lens_lang.intervene import NeuronEdit, UpProjection
 from lens_lang.sites import FwdHooks, HookedModel, model_name
 from lens_lang.storage import read_json, write_json
 from lens_lang.vectors import VectorEdit
 
+_FORMAT = 1
+"""Of what is kept; another one is measured anew."""
+
+_PORTION = 2**23
 _AS_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -69,25 +75,62 @@ class Parts:
 
 
 def model_fingerprint(model: HookedModel) -> str:
-    """Return what tells a model's weights from others', after any edit, in any process.
+    """Return what tells a model from others, after any edit, in any process.
 
-    Reads every number, as integers, whose sums do not depend on their order: as fast as memory,
-    and equal on any number of threads. Summed along rows and columns of every weight.
+    Weights are read whole, as integers, whose sums along rows and columns are the same in any
+    order and on any number of threads, in portions of 64 MiB. Settings, ends of text and the
+    tokeniser's name and size are told, too.
 
     Args:
         model: The model.
+
+    Raises:
+        OptionError: Hooks are attached to it, so what it says is not its own.
     """
-    digest = hashlib.sha256(model_name(model).encode())
+    hooked = [name for name, point in model.hook_dict.items() if getattr(point, "fwd_hooks", None)]
+    if hooked:
+        raise OptionError(
+            f"Hooks are attached to {model_name(model)} (at {hooked[0]!r}), so what is measured "
+            "now is not the model's own and cannot be kept for later: leave out run_dir, or give "
+            "the hooks as an intervention"
+        )
+    digest = hashlib.sha256(json.dumps(_settings(model), sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():  # type: ignore[attr-defined]
         numbers = parameter.detach()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         if numbers.is_floating_point():
             numbers = numbers.contiguous().view(_AS_INTEGERS[numbers.element_size()])
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        # Along rows and along columns, so that neurons that change places are seen in either.
-        axes = (0, -1) if numbers.ndim > 1 else ()
-        for each in [numbers.sum(axis, dtype=torch.int64) for axis in axes] or [numbers]:
-            digest.update(each.cpu().contiguous().numpy().tobytes())
+        if numbers.ndim < 2:
+            digest.update(numbers.cpu().numpy().tobytes())
+            continue
+        rows = numbers.flatten(1)
+        columns = torch.zeros(rows.shape[1], dtype=torch.int64, device=rows.device)
+        for some in torch.split(rows, max(1, _PORTION // rows.shape[1])):
+            columns += some.sum(0, dtype=torch.int64)
+            digest.update(some.sum(1, dtype=torch.int64).cpu().numpy().tobytes())
+        digest.update(columns.cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """What a model's answers depend on beside its weights, and no path or version."""
+    hf = getattr(model, "original_model", None)
+    given = model.cfg.__dict__ if hf is None else hf.config.to_dict()
+    idle = ("transformers_version", "device", "model_name", "name_or_path", "tokenizer_name")
+    tokenizer = getattr(model, "tokenizer", None)
+    return {
+        "format": _FORMAT,
+        "config": {
+            name: value
+            for name, value in given.items()
+            if not name.startswith("_")
+            and name not in idle
+            and isinstance(value, str | int | float | bool | list | dict | tuple | None)
+        },
+        "ends": sorted(ending_tokens(model)),
+        "bos": None if tokenizer is None else bos_token(model, None),
+        "tokeniser": None if tokenizer is None else [type(tokenizer).__name__, len(tokenizer)],
+    }
 
 
 def fingerprint(fwd_hooks: FwdHooks) -> str:

@@ -1,6 +1,7 @@
 """Where an intervention acts while a text is generated: on the prompt, on new tokens, on both."""
 
-from typing import Literal, get_args
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -32,3 +33,20 @@ def acts_on(activations: Tensor, positions: Positions) -> bool:
     """
     is_new = activations.shape[1] == 1
     return positions == "all" or is_new == (positions == "new")
+
+
+def check_everywhere(fwd_hooks: Iterable[tuple[Any, Any]]) -> None:
+    """Refuse hooks that act on the prompt or on new tokens only, where nothing is generated.
+
+    Args:
+        fwd_hooks: Hooks about to be attached.
+
+    Raises:
+        OptionError: One of lens_lang's is made so.
+    """
+    for _, hook in fwd_hooks:
+        if getattr(hook, "positions", "all") != "all":
+            raise OptionError(
+                "Text that is given is read at once, so hooks cannot act on the prompt or on new "
+                "tokens only: make them with positions='all'"
+            )

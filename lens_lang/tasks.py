@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast
+from urllib.parse import quote
 
 from lens_lang.errors import CorpusError, LanguageError, OptionError, near_misses
 from lens_lang.items import inference_template, read_entailment
@@ -81,6 +82,8 @@ class Task:
             for these behind its first word.
         exported: Read the hub's own conversion to parquet: the data set is a script, which
             ``datasets`` refuses since version 4.
+        revision: Commit, branch or tag of the data set, or of its conversion where that is read;
+            None takes the newest.
 
     Examples:
         >>> XQUAD.metric, XCSQA.configs["ja"]
@@ -95,6 +98,7 @@ class Task:
     new_tokens: int
     stop: tuple[str, ...] = ()
     exported: bool = False
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "configs", MappingProxyType(dict(self.configs)))
@@ -374,7 +378,8 @@ def stream_task(
     for tag in tags:
         where = f"{task.dataset} ({task.configs[tag]}), split {task.split}"
         items[tag] = _items(_hub_rows(task, tag, where, limit), where, task, tag, cue=cue)
-    return _task_items(task, items, f"hub: {task.dataset}, split {task.split}")
+    revision = f", revision {task.revision}" if task.revision else ""
+    return _task_items(task, items, f"hub: {task.dataset}, split {task.split}{revision}")
 
 
 class _Prompt(NamedTuple):
@@ -455,15 +460,18 @@ def _hub_rows(task: Task, tag: str, where: str, limit: int | None) -> list[Any]:
 
     config, split = task.configs[tag], task.split
     # configurations of the conversion are folders, which no name chooses; a small split is one file
-    folder = f"hf://datasets/{task.dataset}@refs%2Fconvert%2Fparquet/{config}/{split}"
-    converted = {split: f"{folder}/0000.parquet"}
+    at = quote(task.revision or "refs/convert/parquet", safe="")
+    converted = {split: f"hf://datasets/{task.dataset}@{at}/{config}/{split}/0000.parquet"}
+    revision = {"revision": task.revision} if task.revision else {}
     try:
         if task.exported:
             rows = datasets.load_dataset(
                 "parquet", data_files=converted, split=split, streaming=True
             )
         else:
-            rows = datasets.load_dataset(task.dataset, config, split=split, streaming=True)
+            rows = datasets.load_dataset(
+                task.dataset, config, split=split, streaming=True, **revision
+            )
         return list(islice(rows, limit))
     # The hub's client, its data readers and the network raise classes without a common base.
     except Exception as error:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -44,15 +43,14 @@ class VectorEdit:
             return None
         return resid + self.vector.to(resid.device, resid.dtype)
 
-    def at_random(self, generator: torch.Generator) -> "VectorEdit":
-        """Return its control: as long a vector in a random direction.
+    def along(self, direction: Float[Tensor, "d_model"]) -> "VectorEdit":
+        """Return as long a vector in another direction: the control, if that is random.
 
         Args:
-            generator: Source of randomness.
+            direction: Of any length.
         """
-        drawn = torch.randn(len(self.vector), generator=generator)
         length = self.vector.float().norm()
-        return dataclasses.replace(self, vector=drawn * (length / drawn.norm()))
+        return dataclasses.replace(self, vector=direction * (length / direction.norm()))
 
     def __repr__(self) -> str:
         return f"add a vector of length {float(self.vector.norm()):.3g} after layer {self.layer}"

@@ -152,6 +152,8 @@ def test_evaluate_without_a_word_is_perplexity(folder: Path) -> None:
         (["generate", "{}", "--strengths", "much"], "--strengths takes numbers"),
         (["generate", "{}", "--off", "--vectors", "1"], "are for steering"),
         (["generate", "{}", "--neurons", "gone"], "There is no file"),
+        (["generate", "{}", "--how", "multiply"], "--how must be replace or add"),
+        (["generate", "{}", "--positions", "old"], "--positions must be all, prompt or new"),
         (["generate", "{}", "--controls", "-1"], "controls must be at least 0"),
         (["generate", "{}", "--new-tokens", "0"], "new_tokens must be at least 1"),
         (["evaluate", "tasks", "{}", "--task", "xsquad"], "There is no task 'xsquad'"),

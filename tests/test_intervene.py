@@ -300,6 +300,17 @@ class TestSteering:
         expected = run(any_model, ablate(neurons["en"]) + target)  # zero first, then set
         assert torch.equal(run(any_model, hooks), expected)
 
+    @pytest.mark.lane
+    def test_it_adds_instead_of_replacing(self, any_model: Any) -> None:
+        space: Any = "gate" if is_gated(any_model) else "product"
+        neurons, mean = self.languages(any_model), self.means(any_model, space)
+        hooks = steer(neurons, source="en", target="fr", mean=mean, strength=0.5, how="add")
+        off = ablate(neurons["en"] - neurons["fr"])  # a neuron of both is the target's
+        target = add(neurons["fr"], (mean["fr"] * 0.5).float(), space=space)
+        assert torch.equal(run(any_model, hooks), run(any_model, off + target))
+        replaced = steer(neurons, source="en", target="fr", mean=mean, strength=0.5)
+        assert not torch.equal(run(any_model, hooks), run(any_model, replaced))
+
     def test_means_of_the_up_projection_are_refused(self, llama: Any) -> None:
         with pytest.raises(OptionError, match="means of the up-projection"):
             steer(self.languages(llama), source="en", target="fr", mean=self.means(llama, "up"))

@@ -319,10 +319,55 @@ def test_any_text_has_a_number_or_none(text: str, lang: str) -> None:
 def test_numbers_match_by_value() -> None:
     assert number_match("It costs 18.00", ["18"], "en") == 1.0
     assert number_match("1.800", ["1800"], "de") == 1.0
-    assert number_match("1.800", ["1800"], "en") == 0.0
     assert number_match("eighteen", ["18"], "en") == 0.0
     with pytest.raises(OptionError, match="must hold a number, got 'eighteen'"):
         number_match("18", ["eighteen"], "en")
+
+
+@pytest.mark.parametrize("lang", ["de", "fr", "es", "ru", "en", "zh"])
+@pytest.mark.parametrize("mark", [",", "."])
+def test_thousands_of_any_language_match_a_whole_number(lang: str, mark: str) -> None:
+    for text in ("{}", "= {} €.", "12 * 400 = 4,7 #### {}"):
+        assert number_match(text.format(f"4{mark}800"), ["4800"], lang) == 1.0
+    assert number_match(f"-123{mark}456", ["-123456"], lang) == 1.0
+    assert number_match(f"123{mark}456", ["-123456"], lang) == 0.0
+    assert number_match(f"1{mark}234{mark}567", ["1234567"], lang) == 1.0
+    assert number_match(f"3{mark}125", ["3"], lang) == 0.0
+    assert number_match(f"3{mark}125", ["7", "3125.00"], lang) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("lang", "fraction", "thousands"),
+    [(lang, "3,125", "3.125") for lang in ("de", "fr", "es", "ru")]
+    + [(lang, "3.125", "3,125") for lang in ("en", "zh")],
+)
+def test_a_fraction_is_matched_as_the_language_writes_it(
+    lang: str, fraction: str, thousands: str
+) -> None:
+    assert number_match(fraction, [fraction], lang) == 1.0
+    assert number_match(thousands, [fraction], lang) == 0.0
+    assert number_match(fraction.replace("125", "000"), ["3"], lang) == 1.0
+    assert number_match(thousands.replace("125", "000"), ["3"], lang) == 0.0
+
+
+@pytest.mark.parametrize("answer", ["0.125", "0,125", "3.12", "3.1250", "1234,567", "3,125.5"])
+@pytest.mark.parametrize("lang", ["de", "en"])
+def test_other_fractions_are_never_thousands(lang: str, answer: str) -> None:
+    found = final_number(answer, lang)
+    assert found is not None
+    assert found % 1
+    joined = answer.replace(",", "").replace(".", "")
+    assert number_match(answer, [joined], lang) == 0.0
+    assert number_match(answer, ["3125"], lang) == 0.0
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(-(10**6) + 1, 10**6 - 1), st.sampled_from(["de", "en", "fr", "zh"]))
+def test_a_whole_number_matches_however_its_thousands_are_parted(value: int, lang: str) -> None:
+    for mark in ",.":
+        written = f"{value:,}".replace(",", mark)
+        assert number_match(written, [str(value)], lang) == 1.0
+        assert number_match(written, [str(value + 1)], lang) == 0.0
 
 
 # --- ROUGE-L ---

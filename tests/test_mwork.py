@@ -1,6 +1,7 @@
 """Regions switched off, task by task: the tables by hand, and exactly these neurons off."""
 
 import dataclasses
+import inspect
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -451,26 +452,35 @@ def test_without_attention_neurons_their_region_disappears() -> None:
     assert result.settings == {"xcsqa": ("F", "U+F+G")}  # of F, A, A+F, U+A+F+G
     nli = dataclasses.replace(items, task=XNLI)
     assert tell(some, [nli]).settings == {"xnli": ("U", "F", "G", "U+F+G")}
-    # who asks for it by name is told that nothing happens
-    asked = tell(some, [items], settings={"xcsqa": ["A", "A+F"]})
-    assert asked.settings == {"xcsqa": ("A", "A+F")}
-    scores = asked.matrices["xcsqa"].scores["fr"]
-    assert torch.equal(scores[:, 1], scores[:, 0])
-    assert not torch.equal(scores[:, 3], scores[:, 0])
+    assert result.provenance["left out"] == {"xcsqa": {"A": ["fr", "zh"]}}
+    # who asks for it by name is told that there is none
+    for setting in ("A", "A+F"):
+        with pytest.raises(OptionError, match="asks for attention neurons, and fr, zh have none"):
+            tell(some, [items], settings={"xcsqa": ["F", setting]})
+    # English's own attention neurons are never switched off
+    english = {**some, "en": neurons()["en"]}
+    assert tell(LanguageNeurons(english), [items]).settings == result.settings
 
 
-def test_a_language_without_neurons_in_a_region_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    some = neurons()
-    sets = {lang: region(each, "U") for lang, each in some.items()}
+def test_settings_without_neurons_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What changes nothing does not stand in a table as if it had been measured."""
+    some, items = neurons(), chosen_items().limit(1)
+    sets = {lang: region(each, "U" if lang == "zh" else "U+G") for lang, each in some.items()}
+    result = tell(LanguageNeurons(sets), [items], controls=1, settings={"xcsqa": ["F", "G", "U+F"]})
+    assert result.settings == {"xcsqa": ("G", "U+F")}
+    assert result.matrices["xcsqa"].interventions == ("G fr", "U+F fr", "U+F zh")
+    assert result.provenance["left out"] == {"xcsqa": {"F": ["fr", "zh"], "G": ["zh"]}}
+    assert tell(some, [items]).provenance["left out"] == {}
+    frame = result.to_frame("log_probability")
+    assert frame["off"].tolist() == ["G", "G", "U+F", "U+F"]
+    # the others of G are French alone
+    row = frame.to_dict("records")[0]
+    scores = result.matrices["xcsqa"].of("fr", "log_probability")
+    assert row["others"] == pytest.approx(float(scores[1].mean()))
     counting = CountingTasks(monkeypatch)
-    result = tell(
-        LanguageNeurons(sets), [chosen_items().limit(1)], controls=1, settings={"xcsqa": ["G"]}
-    )
-    assert len(counting.calls) == 3  # the baselines
-    row = result.to_frame("log_probability").to_dict("records")[0]
-    assert (row["delta"], row["p"]) == (0.0, 1.0)
+    with pytest.raises(OptionError, match="for xcsqa: fr, zh have no neurons in F$"):
+        tell(LanguageNeurons(sets), [items], settings={"xcsqa": ["F", "F"]})
+    assert counting.calls == []
 
 
 @pytest.mark.parametrize("done", [0, 4, 10])
@@ -596,7 +606,13 @@ def test_a_search_on_a_model_measures_what_it_says(tmp_path: Path) -> None:
         ({"understanding": [1], "generation": []}, "zh", OptionError, "and for generation, got"),
         ({"understanding": [1], "task": [1]}, "zh", OptionError, "sizes must give numbers"),
         ({"understanding": [3], "generation": [1]}, "zh", OptionError, "leave none of 3"),
-        ({"understanding": [-1], "generation": [1]}, "zh", OptionError, "must not be negative"),
+        ({"understanding": [-1], "generation": [1]}, "zh", OptionError, "from 0 on, got -1 for un"),
+        (
+            {"understanding": [1], "generation": [True]},
+            "zh",
+            OptionError,
+            "got True for generation",
+        ),
         ({"understanding": [2], "generation": [1]}, "zh", OptionError, "leave none of 3"),
         ({"understanding": [1], "generation": [1]}, "de", LanguageError, "no language 'de' here"),
     ],
@@ -613,6 +629,51 @@ def test_a_search_without_a_choice_costs_nothing(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OptionError, match="leave none of 3"):
         search({"understanding": [2], "generation": [1]})
     assert counting.calls == []
+
+
+def test_what_cannot_be_searched_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = CountingTasks(monkeypatch)
+    sizes: Any = {"understanding": [1], "generation": [0.3]}
+    with pytest.raises(OptionError, match="sizes must be whole numbers .* got 0.3 for generation"):
+        inspect.unwrap(tune_regions)(toy(), neurons(), chosen_items(), language="zh", sizes=sizes)
+    sizes["generation"] = [1]
+    with pytest.raises(OptionError, match="xcsqa is not judged by 'acuracy'; did you mean 'accura"):
+        search(sizes, metric="acuracy")
+    assert counting.calls == []
+
+
+def test_a_search_has_no_controls_and_asks_in_two_languages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counting = CountingTasks(monkeypatch)
+    sizes = {"understanding": [1], "generation": [1]}
+    found = search(sizes, options=solving.TaskOptions(controls=3))
+    assert len(counting.calls) == 2 * (1 + 2)
+    assert found.table.equals(search(sizes).table)
+
+
+def test_a_search_is_kept_with_what_it_chose(tmp_path: Path) -> None:
+    items, sizes = chosen_items().limit(2), {"understanding": [1], "generation": [0, 1]}
+    found = tune_regions(
+        toy(), neurons(), items, language="Chinese", sizes=sizes, metric="log_probability"
+    )
+    result = mwork(toy(), neurons(), [items], regions=found, progress=False)
+    plain = mwork(toy(), neurons(), [items], regions=found.regions, progress=False)
+    same(result.matrices["xcsqa"], plain.matrices["xcsqa"])
+    assert result.regions == plain.regions
+    assert "search" not in plain.provenance["regions"]
+    result.save(tmp_path / "x")
+    about = dict(MWork.load(tmp_path / "x").provenance["regions"])
+    assert about["understanding"] == 1
+    told = about.pop("search")
+    assert [told[key] for key in ("task", "language", "metric")] == [
+        "xcsqa",
+        "zh",
+        "log_probability",
+    ]
+    assert told["items"]["counts"] == {"en": 2, "zh": 2}
+    assert told["tried"] == found.table.to_dict("records")
+    assert about == plain.provenance["regions"]
 
 
 def test_english_is_not_tuned_against_itself() -> None:

@@ -612,6 +612,19 @@ def test_the_hub_is_asked_for_one_configuration_a_language(
     assert found.stops == read_task(task, {lang: write(tmp_path / "x.jsonl", row)}).stops
 
 
+def test_a_revision_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(ROWS["xquad"])
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    found = stream_task(replace(XQUAD, revision="abc"), ["en"])
+    assert hub.asked[0][-1] == {"split": "validation", "streaming": True, "revision": "abc"}
+    assert found.source == "hub: google/xquad, split validation, revision abc"
+    hub = Hub(ROWS["xlsum"])
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    stream_task(replace(XLSUM, revision="refs/pr/1"), ["en"])
+    file = converted("english").replace("refs%2Fconvert%2Fparquet", "refs%2Fpr%2F1")
+    assert hub.asked[0][-1]["data_files"] == {"test": file}
+
+
 def test_several_languages_of_the_hub_are_aligned(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub(*[ROWS["mgsm"]] * 3)
     monkeypatch.setattr(datasets, "load_dataset", hub)

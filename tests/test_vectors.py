@@ -269,7 +269,12 @@ def test_means_are_saved_with_their_space(tmp_path: Path) -> None:
 )
 def test_a_control_is_as_long_and_in_another_direction(values: list[float], seed: int) -> None:
     edit = VectorEdit(2, torch.tensor(values), "new")
-    drawn, same = (edit.at_random(torch.Generator().manual_seed(seed)) for _ in range(2))
+    hooks = [("x", edit)]
+    drawn, same = (
+        matched_control(hooks, generator=torch.Generator().manual_seed(seed))[0][1]
+        for _ in range(2)
+    )
+    assert isinstance(drawn, VectorEdit) and isinstance(same, VectorEdit)
     length = float(edit.vector.norm())
     assert float(drawn.vector.norm()) == pytest.approx(length, rel=1e-4, abs=1e-30)
     assert (drawn.layer, drawn.positions, drawn.vector.shape) == (2, "new", edit.vector.shape)
@@ -282,7 +287,9 @@ def test_a_control_is_as_long_and_in_another_direction(values: list[float], seed
 def test_directions_of_controls_are_everywhere_alike() -> None:
     generator = torch.Generator().manual_seed(0)
     edit = VectorEdit(0, torch.tensor([3.0, 0.0, 4.0]))
-    drawn = torch.stack([edit.at_random(generator).vector for _ in range(4000)])
+    drawn = torch.stack(
+        [edit.along(torch.randn(3, generator=generator)).vector for _ in range(4000)]
+    )
     assert drawn.mean(0).abs().max() < 0.25
     torch.testing.assert_close(drawn.T @ drawn / 4000, torch.eye(3) * 25 / 3, atol=0.6, rtol=0)
     # on a sphere every coordinate is uniform

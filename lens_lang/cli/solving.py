@@ -1,21 +1,30 @@
 """The commands that solve tasks with neurons off: ``evaluate tasks`` and ``evaluate mwork``."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from lens_lang.cli.options import Json, Languages, Model, Neurons, RunDir, languages_of
+from lens_lang.cli.options import Dtype, Json, Model, Neurons, RunDir, dtype_of, languages_of
 from lens_lang.cli.printing import print_rows, say
-from lens_lang.errors import OptionError
+from lens_lang.errors import OptionError, near_misses
 
 if TYPE_CHECKING:
     from lens_lang.evaluate.solving import TaskOptions
-    from lens_lang.tasks import TaskItems
+    from lens_lang.regions import Regions
+    from lens_lang.tasks import Task, TaskItems
 
 _Tasks = Annotated[
     list[str],
     typer.Option("--task", help="xquad, mgsm, xcsqa, xlsum or xnli; once for each."),
+]
+_Languages = Annotated[
+    str | None,
+    typer.Option(
+        "--languages",
+        help="To test in, with commas; without, all of the items', from the hub en,de,fr,zh,es,ru.",
+    ),
 ]
 _File = Annotated[
     list[str] | None,
@@ -41,7 +50,7 @@ def tasks(
     task: _Tasks,
     model: Model = "gemma-3-270m",
     neurons: Neurons = "lape",
-    languages: Languages = None,
+    languages: _Languages = None,
     items: _ItemLimit = None,
     file: _File = None,
     hub: _Hub = False,
@@ -50,6 +59,7 @@ def tasks(
     new_tokens: _NewTokens = None,
     batch_size: _Batch = 16,
     seed: _Seed = 0,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Solve tasks in every language with its own neurons off, beside random ones."""
@@ -59,9 +69,14 @@ def tasks(
     from lens_lang.neurons import LanguageNeurons
 
     options = _options(controls, new_tokens, batch_size, seed)
+    weights = dtype_of(dtype)
+    asked = _asked(task)
+    source = _source(asked, file, hub, items, no_cue)
     found = LanguageNeurons.load(run_dir / f"{neurons}.safetensors")
-    read = _read_tasks(task, file, hub, languages, items, no_cue)
-    loaded = load_model(model)
+    read = [source.read(each, languages_of(languages)) for each in asked]
+    loaded = load_model(model, **weights)
+    for each in read:
+        _say_items(each)
     rows: list[dict[Any, Any]] = []
     for each in read:
         matrix = task_matrix(
@@ -75,7 +90,8 @@ def tasks(
         matrix.save(run_dir / f"task-{each.task.name}{method}.safetensors")
         for metric in matrix.metrics:
             rows += matrix.to_frame(metric).to_dict("records")
-    print_rows(rows if as_json else [_shown(row) for row in rows], as_json, "Tasks, neurons off")
+    shown = rows if as_json else [_shown(row, controls > 1) for row in rows]
+    print_rows(shown, as_json, "Tasks, neurons off")
 
 
 def mwork(
@@ -83,20 +99,25 @@ def mwork(
     task: _Tasks,
     model: Model = "gemma-3-270m",
     neurons: Neurons = "plnd",
-    languages: Languages = None,
+    languages: _Languages = None,
     items: _ItemLimit = None,
     file: _File = None,
     hub: _Hub = False,
     no_cue: _NoCue = False,
     understanding: Annotated[
-        float, typer.Option(help="First layers: how many, or below 1 which share.")
-    ] = 0.25,
+        float | None,
+        typer.Option(help="First layers: how many, or below 1 which share; without, 0.25."),
+    ] = None,
     generation: Annotated[
-        float, typer.Option(help="Last layers: how many, or below 1 which share.")
-    ] = 0.06,
+        float | None,
+        typer.Option(help="Last layers: how many, or below 1 which share; without, 0.06."),
+    ] = None,
     tune: Annotated[
         str | None,
-        typer.Option(help="TASK:LANGUAGE to choose the layers on, as the paper: xquad:zh."),
+        typer.Option(
+            help="TASK:LANGUAGE to choose the layers on, as the paper: xquad:zh. If the task is "
+            "tested too, every second item serves for the choice, the others for the test."
+        ),
     ] = None,
     metric: Annotated[
         str | None, typer.Option(help="Of the table and of --tune, such as log_probability.")
@@ -105,33 +126,50 @@ def mwork(
     new_tokens: _NewTokens = None,
     batch_size: _Batch = 16,
     seed: _Seed = 0,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
     """Switch off neurons region by region: English against the others (Zhao et al. 2024)."""
+    from lens_lang.evaluate.mwork import RegionSearch, tune_regions
     from lens_lang.evaluate.mwork import mwork as test_story
-    from lens_lang.evaluate.mwork import tune_regions
+    from lens_lang.languages import find_language
     from lens_lang.models import load_model
     from lens_lang.neurons import LanguageNeurons
     from lens_lang.regions import Regions
     from lens_lang.sites import n_layers
 
     options = _options(controls, new_tokens, batch_size, seed)
+    weights = dtype_of(dtype)
+    if tune is not None and (understanding is not None or generation is not None):
+        raise OptionError("--tune chooses what --understanding and --generation say: give one")
+    given = _regions(understanding, generation)
+    asked = _asked(task)
+    on = None if tune is None else _tuned(tune)
+    tried = asked if on is None or on.task in asked else [*asked, on.task]
+    _check_metric(metric, tried)
+    source = _source(tried, file, hub, items, no_cue)
     found = LanguageNeurons.load(run_dir / f"{neurons}.safetensors")
-    read = {each.task.name: each for each in _read_tasks(task, file, hub, languages, items, no_cue)}
-    on, _, language = (tune or "").partition(":")
-    if tune and (on not in read or not language):
-        raise OptionError(f"--tune takes TASK:LANGUAGE of a --task, such as xquad:zh, got {tune!r}")
-    loaded = load_model(model)
-    kept = run_dir / "tasks"
-    # Whole numbers of layers are typed as numbers, too.
-    regions = Regions(*(int(part) if part >= 1 else part for part in (understanding, generation)))
-    if tune:
-        whole = n_layers(loaded)
-        search = tune_regions(
+    if on is not None:
+        find_language(on.language, found.languages)  # refuses one without neurons
+    read = {each.name: source.read(each, languages_of(languages)) for each in asked}
+    tuning: TaskItems | None = None
+    if on is not None:
+        tuning = source.read(on.task, ["en", on.language])
+        if on.task in asked:
+            tuning, read[on.task.name] = _apart(tuning, read[on.task.name])
+    loaded = load_model(model, **weights)
+    whole, kept = n_layers(loaded), run_dir / "tasks"
+    given.layers(whole)  # refuses what leaves no layer for the task
+    for each in read.values():
+        _say_items(each, " to test on" if tune else "")
+    regions: Regions | RegionSearch = given
+    if on is not None and tuning is not None:
+        _say_items(tuning, " to choose the layers on")
+        regions = search = tune_regions(
             loaded,
             found,
-            read[on],
-            language=language,
+            tuning,
+            language=on.language,
             sizes={
                 "understanding": sorted({max(whole * share // 8, 1) for share in (1, 2, 3)}),
                 "generation": sorted({max(whole * share // 16, 1) for share in (1, 2, 3)}),
@@ -140,16 +178,19 @@ def mwork(
             metric=metric,
             run_dir=kept,
         )
-        regions = search.regions
         for row in search.table.round(4).to_dict("records"):
             say(" ".join(f"{name} {value}" for name, value in row.items()))
     result = test_story(
         loaded, found, list(read.values()), regions=regions, options=options, run_dir=kept
     )
-    result.save(run_dir / "mwork.safetensors")
+    for name, settings in result.provenance["left out"].items():
+        for setting, without in settings.items():
+            say(f"{name}: {', '.join(without)} left out of {setting}, having no neurons there")
+    method = "" if neurons == "plnd" else f"-{neurons}"
+    result.save(run_dir / f"mwork{method}.safetensors")
     rows = result.to_frame(metric).to_dict("records")
     print_rows(
-        rows if as_json else [_as_in_paper(row) for row in rows],
+        rows if as_json else [_as_in_paper(row, controls > 1) for row in rows],
         as_json,
         f"U layers 0-{result.regions['understanding'][-1]}, "
         f"G layers {result.regions['generation'][0]}-{result.regions['generation'][-1]}"
@@ -164,57 +205,148 @@ def _options(controls: int, new_tokens: int | None, batch_size: int, seed: int) 
     return TaskOptions(controls=controls, new_tokens=new_tokens, batch_size=batch_size, seed=seed)
 
 
-def _read_tasks(
-    names: list[str],
-    file: list[str] | None,
-    hub: bool,
-    languages: str | None,
-    items: int | None,
-    no_cue: bool,
-) -> "list[TaskItems]":
-    """The items of the tasks named on the command line: own files, the hub's, or packaged."""
-    from lens_lang.tasks import find_task, read_task, stream_task
+def _regions(understanding: float | None, generation: float | None) -> "Regions":
+    """The regions asked for; whole numbers of layers are typed as numbers, too."""
+    from lens_lang.regions import Regions
+
+    parts: dict[str, int | float] = {}
+    for name, part in (("understanding", understanding), ("generation", generation)):
+        if part is None:
+            continue
+        if not (0 <= part < 1 or (part >= 1 and part.is_integer())):
+            raise OptionError(
+                f"--{name} takes a whole number of layers, or a share below 1, got {part:g}"
+            )
+        parts[name] = part if part < 1 else int(part)
+    return Regions(**parts)
+
+
+class _Tuned(NamedTuple):
+    """What layers are chosen on."""
+
+    task: "Task"
+    language: str
+
+
+def _tuned(tune: str) -> _Tuned:
+    from lens_lang.languages import language_tag
+    from lens_lang.tasks import find_task
+
+    name, _, language = tune.partition(":")
+    if not (name and language):
+        raise OptionError(f"--tune takes TASK:LANGUAGE, such as xquad:zh, got {tune!r}")
+    tag = language_tag(language)
+    if tag == "en":
+        raise OptionError("--tune takes a language to compare with English, not English itself")
+    return _Tuned(find_task(name), tag)
+
+
+def _asked(names: list[str]) -> "list[Task]":
+    """The tasks named on the command line, each once however it is written."""
+    from lens_lang.tasks import find_task
+
+    return list(dict.fromkeys(find_task(name) for name in names))
+
+
+def _check_metric(metric: str | None, asked: "list[Task]") -> None:
+    from lens_lang.evaluate.task_scores import METRICS
+
+    for task in asked:
+        known = METRICS[task.metric]
+        if metric is not None and metric not in known:
+            raise OptionError(
+                f"--metric {metric!r} is not measured for {task.name}{near_misses(metric, known)}"
+            )
+
+
+class _Source(NamedTuple):
+    """Where items are from: own files, the hub, or the packaged sets."""
+
+    files: dict[str, dict[str, str | Path]]
+    hub: bool
+    limit: int | None
+    cue: bool
+
+    def read(self, task: "Task", languages: list[str] | None) -> "TaskItems":
+        """The items of a task in these languages, or in all there are."""
+        from lens_lang.languages import language_tag
+        from lens_lang.tasks import read_task, stream_task
+
+        if not self.hub:
+            read = read_task(task, self.files.get(task.name), languages=languages, cue=self.cue)
+            return read if self.limit is None else read.limit(self.limit)
+        # Not every data set has every language; those it lacks are said, not refused.
+        wanted = list(map(language_tag, languages or ["en", "de", "fr", "zh", "es", "ru"]))
+        missing = [lang for lang in wanted if lang not in task.configs]
+        if missing:
+            say(f"{task.dataset} is not given in {', '.join(missing)}")
+        known = [lang for lang in wanted if lang in task.configs]
+        return stream_task(task, known, cue=self.cue, limit=self.limit)
+
+
+def _source(
+    asked: "list[Task]", file: list[str] | None, hub: bool, items: int | None, no_cue: bool
+) -> _Source:
+    """The source of items named on the command line, checked as far as nothing is read."""
+    from lens_lang.tasks import find_task
 
     files: dict[str, dict[str, str | Path]] = {}
     for each in file or []:
         place, equals, path = each.partition("=")
-        name, colon, lang = place.partition(":")
-        if not (equals and colon and name in names):
-            raise OptionError(f"--file takes TASK:LANGUAGE=FILE of a --task, got {each!r}")
-        files.setdefault(name, {})[lang] = path
+        name, _, lang = place.partition(":")
+        if not (equals and lang):
+            raise OptionError(f"--file takes TASK:LANGUAGE=FILE, got {each!r}")
+        task = find_task(name)
+        if task not in asked:
+            raise OptionError(
+                f"--file is for {', '.join(some.name for some in asked)}, got one for {task.name}"
+            )
+        if lang in files.setdefault(task.name, {}):
+            raise OptionError(f"--file names two files of {task.name} in {lang}")
+        files[task.name][lang] = path
     if items is not None and items < 1:
         raise OptionError(f"--items must be at least 1, got {items}")
     if files and hub:
         raise OptionError("--file and --hub are two sources of items: give one")
-    tags = languages_of(languages)
-    found = []
-    for name in names:
-        task = find_task(name)
-        if hub:
-            # Not every data set has every language; those it lacks are said, not refused.
-            wanted = tags or ["en", "de", "fr", "zh", "es", "ru"]
-            missing = [lang for lang in wanted if lang not in task.configs]
-            if missing:
-                say(f"{task.dataset} is not given in {', '.join(missing)}")
-            known = [lang for lang in wanted if lang in task.configs]
-            found.append(stream_task(task, known, cue=not no_cue, limit=items))
-            continue
-        read = read_task(task, files.get(name), languages=tags, cue=not no_cue)
-        found.append(read if items is None else read.limit(items))
-    return found
+    return _Source(files, hub, items, not no_cue)
+
+
+def _apart(tuning: "TaskItems", tested: "TaskItems") -> "tuple[TaskItems, TaskItems]":
+    """Every second item to choose on, and the others to test on, alike in all languages."""
+    names = dict.fromkeys(item.name for some in tuning.items.values() for item in some)
+    chosen = set(list(names)[::2])
+    halves = [
+        {
+            lang: tuple(item for item in some if (item.name in chosen) == taken)
+            for lang, some in whole.items.items()
+        }
+        for whole, taken in ((tuning, True), (tested, False))
+    ]
+    if not all(some for half in halves for some in half.values()):
+        raise OptionError(
+            f"--tune {tuning.task.name} needs items to choose the layers on and others to test on "
+            "in every language: two at least"
+        )
+    return replace(tuning, items=halves[0]), replace(tested, items=halves[1])
+
+
+def _say_items(items: "TaskItems", purpose: str = "") -> None:
+    counts = ", ".join(f"{lang} {len(some)}" for lang, some in items.items.items())
+    say(f"Items of {items.task.name}{purpose} ({items.source}): {counts}")
 
 
 def _interval(row: dict[Any, Any], name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return f"{row[name]:+.3f} [{low:+.3f}, {high:+.3f}]"
+    ends = f" [{low:+.3f}, {high:+.3f}]" if low == low else ""
+    return f"{row[name]:+.3f}{ends}"
 
 
 def _p(value: float) -> str:
     return "" if value != value else f"{value:.3f}"
 
 
-def _shown(row: dict[Any, Any]) -> dict[str, Any]:
-    """A row of a task's table as a person reads it."""
+def _shown(row: dict[Any, Any], drawn: bool) -> dict[str, Any]:
+    """A row of a task's table as a person reads it; `drawn`: enough random sets for a test."""
     first = row["intervention"] == "none"
     return {
         "task": row["task"],
@@ -226,10 +358,11 @@ def _shown(row: dict[Any, Any]) -> dict[str, Any]:
         "change": "" if first else _interval(row, "change"),
         "random": "" if first or row["control"] != row["control"] else _interval(row, "control"),
         "p (Holm)": _p(row["p_holm"]),
+        **({"p one more random": _p(row["p_random_holm"])} if drawn else {}),
     }
 
 
-def _as_in_paper(row: dict[Any, Any]) -> dict[str, Any]:
+def _as_in_paper(row: dict[Any, Any], drawn: bool) -> dict[str, Any]:
     """A row of the paper's tables 2 to 5, with intervals."""
     return {
         "task": row["task"],
@@ -242,4 +375,5 @@ def _as_in_paper(row: dict[Any, Any]) -> dict[str, Any]:
         "en - others": _interval(row, "delta"),
         "p (Holm)": _p(row["p_holm"]),
         "p others": _p(row["p_others_holm"]),
+        **({"p one more random": _p(row["p_random_holm"])} if drawn else {}),
     }

@@ -4,6 +4,7 @@ Every run of a language is a part that is kept as soon as it is done; `generatio
 out.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from tqdm.auto import tqdm
 from lens_lang.collection import weights_digest
 from lens_lang.decoding import Decoding, generate, prompt_tokens
 from lens_lang.errors import LanguageError, OptionError
-from lens_lang.evaluate.generation import WITHOUT, GenerationMatrix, identifier_name, judged
+from lens_lang.evaluate.generation import GenerationMatrix, identifier_name, judged
+from lens_lang.evaluate.task_scores import WITHOUT
 from lens_lang.identification import Identify, LangidIdentifier
 from lens_lang.intervene import Hooks, matched_control
 from lens_lang.languages import distinct_languages, find_language, language_tag
@@ -23,6 +25,10 @@ from lens_lang.parts import Parts, fingerprint, model_fingerprint, seeded
 from lens_lang.readout import check_before_readout
 from lens_lang.sites import FwdHooks, HookedModel, check_hooks, hooked_names, model_name
 from lens_lang.storage import versions
+
+ANSWER = Decoding(new_tokens=32, repetition_penalty=1.1, stop=("\nQ:", "\nA:"))
+"""How open questions are answered: as in Tang et al. (2024), if shorter. The stops belong to the
+frame of `lens_lang.open_questions`."""
 
 SteeringMethod = Callable[[str, str, float], Hooks]
 """Makes hooks from the language to leave, the one to speak, and a strength."""
@@ -94,7 +100,7 @@ def generation_matrix(
     interventions: Mapping[str, FwdHooks | Steering],
     *,
     controls: int = 0,
-    decoding: Decoding = Decoding(new_tokens=32),  # noqa: B008  frozen
+    decoding: Decoding = ANSWER,
     identify: Identify = LangidIdentifier(),  # noqa: B008  frozen
     batch_size: int = 16,
     run_dir: str | Path | None = None,
@@ -234,6 +240,20 @@ class _Answers:
         return list(self.parts.get(key, answer))
 
 
+def _spoken_tokens(model: Any, answer: Mapping[str, Any]) -> list[int]:
+    """An answer's tokens without those that ended it: an end of text, or text to stop at."""
+    tokens, text = list(answer["tokens"]), str(answer["text"])
+    tokenizer = getattr(model, "tokenizer", None)
+    if not answer["ended"] or tokenizer is None:
+        return tokens
+
+    def says_all(count: int) -> bool:
+        said = tokenizer.decode(tokens[:count], skip_special_tokens=True)
+        return len(said.strip()) >= len(text.strip())
+
+    return tokens[: bisect_left(range(len(tokens)), True, key=says_all)]
+
+
 def _matrix(
     model: HookedModel,
     asked: Mapping[str, Sequence[str]],
@@ -255,8 +275,9 @@ def _matrix(
         nll.append(
             [torch.nan if each is None else each["nll"] / len(each["tokens"]) for each in flat]
         )
-        n_tokens.append([0 if each is None else len(each["tokens"]) for each in flat])
-        tokens += [token for each in flat if each is not None for token in each["tokens"]]
+        kept = [[] if each is None else _spoken_tokens(model, each) for each in flat]
+        n_tokens.append([len(each) for each in kept])
+        tokens += [token for each in kept for token in each]
     spoken, lines = judged(texts, identify)
     return GenerationMatrix(
         interventions=tuple(interventions),

@@ -17,15 +17,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_lang.errors import StorageError
-from lens_lang.evaluate.significance import holm, mean_interval, share_interval, sign_flip_test
+from lens_lang.evaluate.significance import (
+    holm,
+    paired_share_interval,
+    prediction_test,
+    share_interval,
+    sign_flip_test,
+)
+from lens_lang.evaluate.task_scores import WITHOUT
 from lens_lang.identification import UNDETERMINED, Identify, is_spoken, spoken_languages
 from lens_lang.storage import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
-
-WITHOUT = "none"
-"""Name of the run without any intervention."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +48,7 @@ class GenerationMatrix:
         lines: The languages of each answer's lines, those without a language left out.
         nll: Nats per new token, as the model under the run's hooks gave them; NaN where a
             question was not asked.
-        tokens: All new tokens, run by run and prompt by prompt.
+        tokens: The tokens of all answers, run by run and prompt by prompt, without what ended them.
         n_tokens: How many of them belong to each answer.
         steering: ``target``, ``method`` and ``strength`` of the interventions that have them.
         n_controls: Random controls per intervention.
@@ -123,14 +127,17 @@ class GenerationMatrix:
 
         Returns:
             ``wanted``: the language asked for; ``rate``: the share of answers in it, with
-            Wilson's 95 % interval; ``before``: that share without intervention; ``control``:
-            its mean under matched random controls; ``p``: of a paired permutation test of rate
-            against control (without controls, against before), ``p_holm`` corrected over all
-            languages of the intervention. ``line_pass``: share of answers with every line in the
-            wanted language. ``distinct_1``, ``distinct_2``: different n-grams of tokens among
-            all, over all answers (Li et al. 2016). ``repetition``: share of an answer's 4-grams
-            that it has had before (Welleck et al. 2020), on average. ``nll``: nats per token of
-            the answers as the model gave them, low for babble, too.
+            Wilson's 95 % interval; ``before``: that share without intervention; ``gain``: the
+            change, with Newcombe's paired interval; ``p``: of a paired permutation test that the
+            intervention changes nothing, ``p_holm`` corrected over all languages of the
+            intervention. ``control``: the mean rate under matched random controls; ``p_random``:
+            how probable it is that one more random set would do as much (Student's t over the
+            draws; NaN for fewer than two), with its own correction. ``line_pass``: share of
+            answers with every line in the wanted language. ``distinct_1``, ``distinct_2``:
+            different n-grams of tokens among all, over the answers of one language of the
+            questions (Li et al. 2016). ``repetition``: share of an answer's 4-grams that it has
+            had before (Welleck et al. 2020), on average. ``nll``: nats per token of the answers as
+            the model gave them, low for babble, too.
         """
         import pandas as pd
 
@@ -143,7 +150,8 @@ class GenerationMatrix:
     def summary(self) -> "pd.DataFrame":
         """Return one row per run: the columns of `to_frame`, over the questions of all languages.
 
-        ``p_holm`` is corrected over the interventions.
+        Question n of every language is taken for the same one, translated: its answers are one
+        witness in intervals and tests. Corrections are over the interventions.
         """
         import pandas as pd
 
@@ -231,18 +239,26 @@ class GenerationMatrix:
 
     def _row(self, run: int, lang: str | None) -> dict[str, Any]:
         asked = self._asked(run, lang)
-        hits = self._hits(run)[asked]
-        low, high = share_interval(int(hits.sum()), len(hits))
-        before = self._hits(0, run)[asked]
+        hits, before = self._hits(run)[asked], self._hits(0, run)[asked]
+        # Translations of a question are no independent witnesses: they count as one.
+        questions = self._questions[asked]
+        mine, earlier = by_cluster(hits, questions), by_cluster(before, questions)
+        low, high = share_interval(float(hits.mean()) * len(mine), len(mine))
+        gain_low, gain_high = paired_share_interval(earlier, mine)
         controls = [self._hits(control, run)[asked] for control in self._controls(run)]
-        control = torch.stack(controls).mean(0) if controls else None
-        against = before if control is None else control
+        drawn = torch.stack(controls) if controls else hits.new_zeros(0, len(hits))
+        apart = by_cluster(hits - drawn.mean(0), questions)
+        error = float(apart.std()) / len(apart) ** 0.5 if len(apart) > 1 else 0.0
         wanted = {self._wanted(run, place) for place in asked}
         named = self.interventions[run - 1] if run else WITHOUT
         about = self.steering.get(named, {})
-        answers = [self._tokens(run, place) for place in asked]
+        answers = {
+            each: [self._tokens(run, place) for place in self._asked(run, each)]
+            for each in ([lang] if lang else self.groups)
+        }
+        spread = [distinct_n(some) for some in answers.values() if some]
+        said = [each for some in answers.values() for each in some]
         nll = self.nll[run][asked]
-        gain_low, gain_high = mean_interval(hits - against).tolist()
         return {
             "intervention": named,
             "method": about.get("method", ""),
@@ -255,17 +271,30 @@ class GenerationMatrix:
             "rate_low": low,
             "rate_high": high,
             "before": float(before.mean()),
-            "control": float(control.mean()) if control is not None else float("nan"),
-            "gain": float((hits - against).mean()),
+            "gain": float((hits - before).mean()),
             "gain_low": gain_low,
             "gain_high": gain_high,
-            "p": float(sign_flip_test(hits - against)) if run else float("nan"),
+            "p": float(sign_flip_test(mine - earlier)) if run else float("nan"),
+            "control": float(drawn.mean()) if controls else float("nan"),
+            "p_random": prediction_test(float(hits.mean()), drawn.mean(1), error)
+            if controls
+            else float("nan"),
             "line_pass": self._line_pass(run, asked),
-            "distinct_1": distinct(answers, 1),
-            "distinct_2": distinct(answers, 2),
-            "repetition": sum(map(repetition, answers)) / max(len(answers), 1),
+            "distinct_1": float(torch.tensor([one for one, _ in spread]).nanmean()),
+            "distinct_2": float(torch.tensor([two for _, two in spread]).nanmean()),
+            "repetition": sum(map(repetition, said)) / max(len(said), 1),
             "nll": float(nll.mean()) if len(asked) else float("nan"),
         }
+
+    @property
+    def _questions(self) -> Int[Tensor, "prompt"]:
+        """The place of each question among those of its language."""
+        seen: dict[str, int] = {}
+        numbers = []
+        for lang in self.languages:
+            numbers.append(seen.get(lang, 0))
+            seen[lang] = numbers[-1] + 1
+        return torch.tensor(numbers)
 
     def _line_pass(self, run: int, asked: Sequence[int]) -> float:
         passed = [
@@ -344,15 +373,40 @@ def judged(
     )
 
 
+def by_cluster(
+    values: Float[Tensor, "answer"], clusters: Int[Tensor, "answer"]
+) -> Float[Tensor, "cluster"]:
+    """Return the mean of each cluster's values, in the order of the clusters' numbers.
+
+    Args:
+        values: One per answer.
+        clusters: Which cluster each belongs to.
+
+    Examples:
+        >>> by_cluster(torch.tensor([0.0, 1.0, 1.0]), torch.tensor([5, 5, 7])).tolist()
+        [0.5, 1.0]
+    """
+    names, places = torch.unique(clusters, return_inverse=True)
+    sums = torch.zeros(len(names), dtype=values.dtype).index_add_(0, places, values)
+    return sums / torch.bincount(places, minlength=len(names))
+
+
+def distinct_n(answers: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """Return `distinct` of single tokens and of pairs."""
+    return distinct(answers, 1), distinct(answers, 2)
+
+
 def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put Holm's correction behind p, over the rows."""
-    adjusted = holm(torch.tensor([row["p"] for row in rows], dtype=torch.float64)).tolist()
-    found = []
-    for row, value in zip(rows, adjusted, strict=True):
-        place = list(row).index("p") + 1
-        pairs = list(row.items())
-        found.append(dict([*pairs[:place], ("p_holm", value), *pairs[place:]]))
-    return found
+    """Put Holm's corrections behind both p, over the rows."""
+    for name in ("p", "p_random"):
+        adjusted = holm(torch.tensor([row[name] for row in rows], dtype=torch.float64)).tolist()
+        found = []
+        for row, value in zip(rows, adjusted, strict=True):
+            place = list(row).index(name) + 1
+            pairs = list(row.items())
+            found.append(dict([*pairs[:place], (f"{name}_holm", value), *pairs[place:]]))
+        rows = found
+    return rows
 
 
 def identifier_name(identify: Identify) -> str:

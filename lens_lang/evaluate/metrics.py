@@ -136,6 +136,12 @@ def final_number(text: str, lang: str) -> Decimal | None:
         >>> final_number("答えは １２，５００ 円", "ja")
         Decimal('12500')
     """
+    readings = _readings(text, lang)
+    return readings[0] if readings else None
+
+
+def _readings(text: str, lang: str) -> tuple[Decimal, ...]:
+    """The last number of a text, and what it is too if its one comma or point parts thousands."""
     patterns = _patterns()
     text = text.rpartition("####")[2]
     # Only between full-width digits: 100，200 in Chinese are two numbers.
@@ -144,20 +150,30 @@ def final_number(text: str, lang: str) -> Decimal | None:
     by_space = _language(lang) in _THOUSANDS_BY_SPACE
     found = [*(patterns.number_with_spaces if by_space else patterns.number).finditer(text)]
     if not found:
-        return None
+        return ()
     digits = found[-1]["digits"]
     value = _read_number(digits, lang)
     if value is None:  # several numbers; a sign belongs to the first
-        return Decimal(patterns.mark.split(digits)[-1])
-    return value.copy_negate() if found[-1]["minus"] else value  # -value would round
+        return (Decimal(patterns.mark.split(digits)[-1]),)
+    values = [value]
+    if patterns.either.fullmatch(digits):
+        values.append(Decimal(patterns.mark.sub("", digits)))
+    # -value would round
+    return tuple(each.copy_negate() if found[-1]["minus"] else each for each in values)
 
 
 def number_match(answer: str, references: Sequence[str], lang: str) -> float:
     """Say whether an answer's last number is that of a reference.
 
+    Numbers are read as `final_number` reads them. Models often write numbers as English does,
+    whatever the language, and so rule 5 alone would cost the other languages right answers. Where
+    a reference is whole, an answer such as 4,800 or 4.800 (one comma or point, one to three digits
+    before it that begin with no 0, and exactly three behind) is therefore right in every language
+    if it is so with thousands, and still if it is so as the language writes it.
+
     Args:
         answer: What was answered, with its steps or without.
-        references: Right answers, each with a number; read as `final_number` reads.
+        references: Right answers, each with a number; write them as the language does.
         lang: Tag of the language of both.
 
     Returns:
@@ -169,14 +185,21 @@ def number_match(answer: str, references: Sequence[str], lang: str) -> float:
     Examples:
         >>> number_match("3 + 15 = 18.00 dollars", ["18"], "en")
         1.0
+        >>> [number_match(text, ["4800"], "de") for text in ("4.800 Lampen", "4,800 Lampen")]
+        [1.0, 1.0]
+        >>> [number_match("3.125", [right], "en") for right in ("3125", "3.125", "3")]
+        [1.0, 1.0, 0.0]
+        >>> number_match("3.125", ["3125.5"], "en"), number_match("3,125", ["3.125"], "en")
+        (0.0, 0.0)
     """
-    found = final_number(answer, lang)
+    found = _readings(answer, lang)
 
     def equal(reference: str) -> float:
         right = final_number(reference, lang)
         if right is None:
             raise OptionError(f"A reference must hold a number, got {reference!r}")
-        return float(found == right)
+        whole = right == right.to_integral_value()
+        return float(right in (found if whole else found[:1]))
 
     return _best(equal, references)
 
@@ -237,6 +260,7 @@ class _Patterns:
     word: Any
     alone: Any
     mark: Any
+    either: Any
     wide_mark: Any
     number: Any
     number_with_spaces: Any
@@ -259,6 +283,7 @@ def _patterns() -> _Patterns:
         word=regex.compile(rf"{_IN_WORDS}+"),
         alone=regex.compile(rf"[[\p{{L}}\p{{N}}]&&[{scripts}]]\p{{M}}*", regex.V1),
         mark=regex.compile(r"\D"),
+        either=regex.compile(r"[1-9][0-9]{0,2}[.,][0-9]{3}"),  # a fraction, or thousands
         wide_mark=regex.compile(r"(?<=[０-９])[，．](?=[０-９])"),
         number=number(marks),
         number_with_spaces=number(rf"(?:{marks}|\x20(?=[0-9]{{3}}(?![0-9])))"),

@@ -8,13 +8,14 @@ difference of the changes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lens_lang.errors import LanguageError, OptionError
+from lens_lang.errors import LanguageError, OptionError, near_misses
 from lens_lang.evaluate.solving import TaskHooks, TaskOptions, task_matrix
 from lens_lang.evaluate.story import PIVOT, MWork
+from lens_lang.evaluate.task_scores import METRICS
 from lens_lang.intervene import ablate
 from lens_lang.languages import find_language
 from lens_lang.neurons import LanguageNeurons, NeuronSet
@@ -43,12 +44,47 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
 """What the paper's tables 2 to 5 switch off for each task, and for inferences as for XQuAD."""
 
 
+@dataclass(frozen=True, eq=False)
+class RegionSearch:
+    """How many layers understand and generate, judged by one task in one language.
+
+    Attributes:
+        regions: The choice.
+        table: What was tried: ``region``, ``layers``, scores of English and of the language under
+            the language's neurons there, and their difference.
+        task: The task's name.
+        language: The language beside English.
+        metric: What the scores are.
+        items: The items, as `TaskItems.describe` has them.
+    """
+
+    regions: Regions
+    table: "pd.DataFrame"
+    task: str = ""
+    language: str = ""
+    metric: str = ""
+    items: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything but the choice as JSON values, for a result's provenance."""
+        return {
+            "task": self.task,
+            "language": self.language,
+            "metric": self.metric,
+            "items": dict(self.items),
+            "tried": [
+                {str(name): value for name, value in row.items()}
+                for row in self.table.to_dict("records")
+            ],
+        }
+
+
 def mwork(
     model: HookedModel,
     neurons: LanguageNeurons,
     tasks: Sequence[TaskItems],
     *,
-    regions: Regions = Regions(),  # noqa: B008  frozen
+    regions: Regions | RegionSearch = Regions(),  # noqa: B008  frozen
     settings: Mapping[str, Sequence[str]] | None = None,
     options: TaskOptions = TaskOptions(controls=1),  # noqa: B008  frozen
     run_dir: str | Path | None = None,
@@ -62,7 +98,8 @@ def mwork(
             takes from each language what all languages have in common: ``plnd(...,
             without="common")``.
         tasks: Items of one or several tasks, English and at least one language that has neurons.
-        regions: Which layers understand, solve and generate; see `tune_regions`.
+        regions: Which layers understand, solve and generate; or what `tune_regions` found, which
+            is then kept in the provenance.
         settings: By task what to switch off, letters of `PARTS` joined by ``+``; None takes
             `SETTINGS`. Without attention neurons, A is left out.
         options: Controls, length of answers, batch size, seed.
@@ -70,11 +107,14 @@ def mwork(
         progress: Show a bar on stderr when that is a terminal.
 
     Returns:
-        Scores of every item; `MWork.to_frame` is the paper's table.
+        Scores of every item; `MWork.to_frame` is the paper's table. Where a language has no
+        neurons in a setting, that language is left out of it, and the setting where no language
+        has any: ``provenance["left out"]`` says which, by task and setting.
 
     Raises:
-        OptionError: A setting is none, a task is given twice, or the regions leave no layer for
-            the task.
+        OptionError: A setting is none, or asks for attention neurons and there are none; there is
+            nothing to switch off for a task; a task is given twice; or the regions leave no layer
+            for the task.
         LanguageError: A task is not in English, or in no other language that has neurons.
         ShapeError: The neurons belong to another model.
         CorpusError: A prompt is too long for the model.
@@ -84,14 +124,15 @@ def mwork(
     if not names or len(set(names)) < len(names):
         raise OptionError(f"mwork needs each task once, got {', '.join(names) or 'none'}")
     _check_neurons(model, neurons)
-    layers = regions.layers(n_layers(model))
-    split = {lang: regions.split(some) for lang, some in neurons.items()}
+    chosen = regions.regions if isinstance(regions, RegionSearch) else regions
+    layers = chosen.layers(n_layers(model))
+    split = {lang: chosen.split(some) for lang, some in neurons.items()}
     plans = {items.task.name: _plan(items, split, settings) for items in tasks}
     matrices = {
         items.task.name: task_matrix(
             model,
             items,
-            plans[items.task.name][1],
+            plans[items.task.name].hooks,
             options=options,
             run_dir=run_dir,
             progress=progress,
@@ -100,7 +141,7 @@ def mwork(
     }
     return MWork(
         matrices,
-        {name: settings for name, (settings, _) in plans.items()},
+        {name: plan.settings for name, plan in plans.items()},
         {name: tuple(each) for name, each in layers.items()},
         {
             "model": next(iter(matrices.values())).provenance["model"],
@@ -110,25 +151,13 @@ def mwork(
                 for lang, each in split.items()
             },
             "regions": {
-                "understanding": regions.understanding,
-                "generation": regions.generation,
+                "understanding": chosen.understanding,
+                "generation": chosen.generation,
+                **({"search": regions.describe()} if isinstance(regions, RegionSearch) else {}),
             },
+            "left out": {name: plan.left_out for name, plan in plans.items() if plan.left_out},
         },
     )
-
-
-@dataclass(frozen=True, eq=False)
-class RegionSearch:
-    """How many layers understand and generate, judged by one task in one language.
-
-    Attributes:
-        regions: The choice.
-        table: What was tried: ``region``, ``layers``, scores of English and of the language under
-            the language's neurons there, and their difference.
-    """
-
-    regions: Regions
-    table: "pd.DataFrame"
 
 
 def tune_regions(
@@ -146,7 +175,7 @@ def tune_regions(
 
     Of each region the number of layers is taken whose neurons, switched off, hurt the language
     most beside English: the greatest score of English minus the language's. Judge on other
-    languages or tasks than you tune on.
+    items, languages or tasks than you tune on.
 
     Args:
         model: The model.
@@ -154,15 +183,16 @@ def tune_regions(
         items: The task, in English and in the language; the paper takes XQuAD.
         language: The language; the paper takes Chinese.
         sizes: Numbers of layers to try, for ``understanding`` and ``generation``.
-        options: Length of answers, batch size.
+        options: Length of answers, batch size. There are no controls here, whatever they say.
         metric: As in `MWork.to_frame`.
         run_dir: As for `mwork`.
 
     Returns:
-        The regions, and everything that was tried.
+        The regions, and everything that was tried; `mwork` takes it as it is.
 
     Raises:
-        OptionError: `sizes` name another region, or none of them leaves a layer for the task.
+        OptionError: `sizes` name another region, are not whole numbers from 0 on, or none of them
+            leaves a layer for the task; or the task is not judged by the metric.
         LanguageError: The task is not in English and the language.
     """
     import pandas as pd
@@ -172,8 +202,24 @@ def tune_regions(
             "sizes must give numbers of layers for understanding and for generation, got "
             f"{ {name: list(each) for name, each in sizes.items()} }"
         )
-    if find_language(language, neurons.languages) == _place_of_pivot(neurons):
+    for name, numbers in sizes.items():
+        for number in numbers:
+            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+                raise OptionError(
+                    f"sizes must be whole numbers of layers from 0 on, got {number!r} for {name}"
+                )
+    metrics = METRICS[items.task.metric]
+    if metric is not None and metric not in metrics:
+        raise OptionError(
+            f"{items.task.name} is not judged by {metric!r}{near_misses(metric, metrics)}"
+        )
+    tag = neurons.languages[find_language(language, neurons.languages)]
+    if tag == PIVOT:
         raise LanguageError("Regions are tuned on another language beside English, not on English")
+    # Nothing is asked in any other language, not even without neurons off.
+    places = [find_language(each, items.languages) for each in (PIVOT, tag)]
+    read = [items.languages[place] for place in places]
+    items = replace(items, items={lang: items.items[lang] for lang in read})
     _check_neurons(model, neurons)
     pairs = [
         (first, last)
@@ -187,14 +233,14 @@ def tune_regions(
     for name, numbers in sizes.items():
         for number in numbers:
             alone = dict.fromkeys(sizes, 0) | {name: number}
-            some = Regions(**alone).split(neurons[language])[name]
+            some = Regions(**alone).split(neurons[tag])[name]
             hooks = ablate(some)
-            tried[f"{name} {number}"] = {language: hooks, PIVOT: hooks}
-    matrix = task_matrix(model, items, tried, options=options, run_dir=run_dir)
+            tried[f"{name} {number}"] = {tag: hooks, PIVOT: hooks}
+    matrix = task_matrix(model, items, tried, options=replace(options, controls=0), run_dir=run_dir)
     rows = []
     for run, label in enumerate(tried, 1):
         name, _, layers = label.partition(" ")
-        english, other = (float(matrix.of(x, metric)[run].mean()) for x in (PIVOT, language))
+        english, other = (float(matrix.of(x, metric)[run].mean()) for x in (PIVOT, tag))
         rows.append(
             {
                 "region": name,
@@ -212,8 +258,9 @@ def tune_regions(
     first, last = max(
         pairs, key=lambda pair: gain["understanding", pair[0]] + gain["generation", pair[1]]
     )
-    regions = Regions(first, last)
-    return RegionSearch(regions, table)
+    return RegionSearch(
+        Regions(first, last), table, items.task.name, tag, metric or metrics[0], items.describe()
+    )
 
 
 def _check_neurons(model: HookedModel, neurons: LanguageNeurons) -> None:
@@ -222,16 +269,19 @@ def _check_neurons(model: HookedModel, neurons: LanguageNeurons) -> None:
             check_layers(model, site, (mask.shape[0], mask.shape[1]))
 
 
-def _place_of_pivot(neurons: LanguageNeurons) -> int | None:
-    return neurons.languages.index(PIVOT) if PIVOT in neurons.languages else None
+class _Plan(NamedTuple):
+    """What is switched off for a task: in settings, as hooks, and where there was nothing."""
+
+    settings: tuple[str, ...]
+    hooks: dict[str, TaskHooks]
+    left_out: dict[str, list[str]]
 
 
 def _plan(
     items: TaskItems,
     split: Mapping[str, Mapping[str, NeuronSet]],
     settings: Mapping[str, Sequence[str]] | None,
-) -> tuple[tuple[str, ...], dict[str, TaskHooks]]:
-    """What is switched off for a task, and the hooks of every setting and language."""
+) -> _Plan:
     task = items.task.name
     others = [lang for lang in items.languages if lang != PIVOT and lang in split]
     if PIVOT not in items.languages or not others:
@@ -240,26 +290,44 @@ def _plan(
             f"({', '.join(split)}), but is in {', '.join(items.languages)}"
         )
     asked = SETTINGS[task] if settings is None else tuple(settings.get(task, ()))
-    has_attention = any(len(each["task_attention"]) for each in split.values())
-    kept: dict[str, None] = {}
+    has_attention = any(len(split[lang]["task_attention"]) for lang in others)
+    wanted: dict[str, None] = {}
+    left_out: dict[str, list[str]] = {}
     for setting in asked:
         letters = setting.split("+")
         if not set(letters) <= set(PARTS) or len(set(letters)) < len(letters):
             raise OptionError(
                 f"A setting is made of {', '.join(PARTS)} joined by +, such as U+G; got {setting!r}"
             )
-        left = [each for each in letters if each != "A" or has_attention or settings]
+        if settings is not None and "A" in letters and not has_attention:
+            raise OptionError(
+                f"The setting {setting!r} of {task} asks for attention neurons, and "
+                f"{', '.join(others)} have none in the layers that solve the task: leave out A"
+            )
+        left = [each for each in letters if each != "A" or has_attention]
         if left:
-            kept["+".join(left)] = None
-    if not kept:
+            wanted["+".join(left)] = None
+        else:
+            left_out[setting] = list(others)
+    if not wanted:
         raise OptionError(f"There is nothing to switch off for {task}: give it settings")
     plan: dict[str, TaskHooks] = {}
-    for setting in kept:
+    kept: dict[str, None] = {}
+    for setting in wanted:
         for lang in others:
             parts = [split[lang][PARTS[letter]] for letter in setting.split("+")]
             union = parts[0]
             for each in parts[1:]:
                 union = union | each
+            if not len(union):  # what changes nothing would look as if it had been measured
+                left_out.setdefault(setting, []).append(lang)
+                continue
             hooks = ablate(union)
             plan[f"{setting} {lang}"] = {lang: hooks, PIVOT: hooks}
-    return tuple(kept), plan
+            kept[setting] = None
+    if not kept:
+        raise OptionError(
+            f"There is nothing to switch off for {task}: {', '.join(others)} have no neurons in "
+            f"{', '.join(wanted)}"
+        )
+    return _Plan(tuple(kept), plan, left_out)

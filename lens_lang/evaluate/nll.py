@@ -16,6 +16,7 @@ from torch import Tensor
 from lens_lang.batches import TokenBatch
 from lens_lang.corpora import Corpora, check_fits
 from lens_lang.errors import ActivationError, CorpusError
+from lens_lang.positions import check_everywhere
 from lens_lang.readout import chunks, read_logits
 from lens_lang.sites import (
     RESID_POST,
@@ -63,6 +64,7 @@ def document_nll(
         By language; ``nll`` has one row.
     """
     check_hooks(model, fwd_hooks)
+    check_everywhere(fwd_hooks)
     corpora = corpora.laid_out(pack=False)
     check_fits(corpora, model.cfg)
     return {

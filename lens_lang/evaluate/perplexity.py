@@ -29,6 +29,7 @@ from lens_lang.evaluate.significance import (
 )
 from lens_lang.intervene import matched_control
 from lens_lang.languages import find_language
+from lens_lang.positions import check_everywhere
 from lens_lang.sites import FwdHooks, HookedModel, check_hooks, check_supported, model_name
 from lens_lang.storage import read_tensors, versions, write_tensors
 
@@ -421,6 +422,7 @@ def perplexity_matrix(
     check_fits(corpora, model.cfg)
     for hooks in interventions.values():
         check_hooks(model, hooks)
+        check_everywhere(hooks)
     generator = torch.Generator().manual_seed(seed)
     drawn = {
         name: [matched_control(hooks, generator=generator) for _ in range(controls)]

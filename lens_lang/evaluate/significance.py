@@ -282,11 +282,84 @@ def percentile_interval(
     return torch.quantile(resampled.double(), ends, dim=-1).movedim(0, -1)
 
 
-def share_interval(hits: int, count: int, *, level: float = 0.95) -> tuple[float, float]:
+def prediction_test(
+    value: float, draws: Float[Tensor, "draw"], standard_error: float | int
+) -> float:
+    """Return how probable it is that one more random draw lies as far from the others' mean.
+
+    The two-sided p that belongs to `prediction_interval`: Student's t with n - 1 degrees of
+    freedom. Two draws say little, and one nothing.
+
+    Args:
+        value: The effect in question.
+        draws: The effect of each random draw.
+        standard_error: Of the difference between the two, from the choice of items.
+
+    Returns:
+        p; NaN for fewer than two draws.
+
+    Examples:
+        >>> round(prediction_test(1.0, torch.tensor([0.1, -0.1, 0.0]), 0.0), 3)
+        0.013
+    """
+    n = len(draws)
+    if n < 2 or not bool(torch.isfinite(draws).all()) or value != value:
+        return math.nan
+    distance = abs(value - float(draws.mean()))
+    spread = math.sqrt(float(draws.var()) * (1 + 1 / n) + standard_error**2)
+    if spread == 0:
+        return 1.0 if distance == 0 else 0.0
+    return 1 - _student_within(distance / spread, n - 1)
+
+
+def paired_share_interval(
+    before: Float[Tensor, "item"], after: Float[Tensor, "item"], *, level: float = 0.95
+) -> tuple[float, float]:
+    """Return Newcombe's (1998, method 10) interval of a change of a share, items being paired.
+
+    Unlike a bootstrap it says something where no item changed: of 24 items that all stay wrong,
+    one more may turn right.
+
+    Args:
+        before: 0 or 1 for each item.
+        after: The same items.
+        level: Probability to cover.
+
+    Returns:
+        Lower and upper end; NaN for no items.
+
+    Examples:
+        >>> low, high = paired_share_interval(torch.zeros(24), torch.zeros(24))
+        >>> round(low, 3), round(high, 3)
+        (-0.138, 0.138)
+    """
+    n = len(before)
+    if n == 0:
+        return math.nan, math.nan
+    p1, p2 = float(before.mean()), float(after.mean())
+    l1, u1 = share_interval(p1 * n, n, level=level)
+    l2, u2 = share_interval(p2 * n, n, level=level)
+    both, first = float((before * after).sum()), float(before.sum())
+    second = float(after.sum())
+    neither = n - first - second + both
+    margins = first * (n - first) * second * (n - second)
+    agreement = both * neither - (first - both) * (second - both)
+    if agreement > 0:  # Newcombe's correction for continuity
+        agreement = max(agreement - n / 2, 0.0)
+    phi = agreement / math.sqrt(margins) if margins else 0.0
+
+    def half(one: float, other: float) -> float:
+        return math.sqrt(max(one * one - 2 * phi * one * other + other * other, 0.0))
+
+    change = p2 - p1
+    return change - half(p2 - l2, u1 - p1), change + half(u2 - p2, p1 - l1)
+
+
+def share_interval(hits: float | int, count: int, *, level: float = 0.95) -> tuple[float, float]:
     """Return Wilson's (1927) interval of a share, which says something of 0 and of all, too.
 
     Args:
-        hits: How many of them.
+        hits: How many of them; not a whole number where clusters are counted.
         count: Of how many.
         level: Probability to cover.
 

@@ -9,21 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from lens_lang.collection import weights_digest
 from lens_lang.decoding import Decoding, generate
-from lens_lang.documents import bos_token
 from lens_lang.errors import CorpusError, LanguageError, OptionError
 from lens_lang.evaluate.metrics import exact_match, number_match, rouge_l, token_f1
-from lens_lang.evaluate.task_scores import METRICS, TaskMatrix
+from lens_lang.evaluate.task_scores import METRICS, WITHOUT, TaskMatrix
 from lens_lang.intervene import matched_control
 from lens_lang.languages import find_language, language_tag
-from lens_lang.likelihood import check_everywhere, log_likelihoods, token_pairs
+from lens_lang.likelihood import Likelihood, log_likelihoods, token_pairs
 from lens_lang.parts import Parts, fingerprint, model_fingerprint, seeded
+from lens_lang.positions import check_everywhere
 from lens_lang.questions import space_between
 from lens_lang.readout import check_before_readout
 from lens_lang.sites import FwdHooks, HookedModel, check_hooks, hooked_names, model_name
@@ -92,6 +92,8 @@ def task_matrix(
         MissingExtraError: A metric's library is not installed.
         ActivationError: The model produced NaN or infinity.
     """
+    if WITHOUT in interventions:
+        raise OptionError(f"No intervention can be called {WITHOUT!r}: that is the run without any")
     rows: list[dict[str, FwdHooks]] = [dict.fromkeys(items.languages, ())]
     rows += [_by_language(hooks, items, name) for name, hooks in interventions.items()]
     for row, name in zip(rows[1:], interventions, strict=True):
@@ -120,7 +122,7 @@ def task_matrix(
     total = sum(
         bool(hooks) or number == 0 for number, row in enumerate(rows) for hooks in row.values()
     )
-    done: dict[str, dict[str, Any]] = {}
+    done: dict[str, tuple[list[str], dict[str, list[float]]]] = {}
     with tqdm(
         total=total, unit="run", desc=items.task.name, disable=None if progress else True
     ) as bar:
@@ -137,9 +139,10 @@ def task_matrix(
                         done[lang] = part
                 else:  # no hooks change nothing
                     part = done[lang]
+                said, judged = part
                 for place, metric in enumerate(metrics):
-                    scores[lang][place, number] = torch.tensor(part["scores"][metric])
-                answers[lang].append(tuple(part["answers"]))
+                    scores[lang][place, number] = torch.tensor(judged[metric])
+                answers[lang].append(tuple(said))
     return TaskMatrix(
         task=items.task.name,
         interventions=tuple(interventions),
@@ -208,22 +211,40 @@ class _Solver:
         self.model, self.items, self.options, self.parts = model, items, options, parts
         self.weights = model_fingerprint(model) if parts.folder else ""
 
-    def of(self, lang: str, hooks: FwdHooks) -> dict[str, Any]:
+    def of(self, lang: str, hooks: FwdHooks) -> tuple[list[str], dict[str, list[float]]]:
+        """Answers and scores. What is kept is what the model did; it is judged anew each time."""
+        some = self.items.items[lang]
+        kept = self._measured(lang, hooks)
+        log_p: list[list[float]] = kept["log_probabilities"]
+        sizes: list[list[int]] = kept["n_tokens"]
+        if self.items.task.metric == "choice":
+            return _chosen(some, log_p, sizes)
+        answers = [str(text) for text in kept["answers"]]
+        scores = {
+            name: [
+                judge(answer, item.references, lang)
+                for answer, item in zip(answers, some, strict=True)
+            ]
+            for name, judge in _JUDGES[self.items.task.metric].items()
+        }
+        per_token = [p[0] / n[0] for p, n in zip(log_p, sizes, strict=True)]
+        return answers, {**scores, "log_probability": per_token}
+
+    def _measured(self, lang: str, hooks: FwdHooks) -> dict[str, Any]:
         measure = partial(self._solve, lang, hooks)
         if self.parts.folder is None:
             return measure()
-        task = self.items.task
         key = {
             "what": "task",
             "model": self.weights,
-            "bos": bos_token(cast("Any", self.model), None),
-            "task": [task.name, task.metric, self._new_tokens],
-            "stops": list(self.items.stops[lang]),
-            "items": [
-                [item.name, item.prompt, list(item.references), list(item.options)]
+            "language": lang,
+            "prompts": [
+                [item.prompt, list(item.options) or item.references[0]]
                 for item in self.items.items[lang]
             ],
-            "language": lang,
+            "generated": None
+            if self.items.task.metric == "choice"
+            else [self._new_tokens, list(self.items.stops[lang])],
             "hooks": fingerprint(hooks),
         }
         return dict(self.parts.get(key, measure))
@@ -234,11 +255,14 @@ class _Solver:
 
     def _solve(self, lang: str, hooks: FwdHooks) -> dict[str, Any]:
         some = self.items.items[lang]
+        scored = [item.options or item.references[:1] for item in some]
+        found = self._likelihoods(some, scored, lang, hooks)
+        kept: dict[str, Any] = {
+            "log_probabilities": [[each.log_probability for each in row] for row in found],
+            "n_tokens": [[each.n_tokens for each in row] for row in found],
+        }
         if self.items.task.metric == "choice":
-            return self._choose(some, lang, hooks)
-        # A right answer's probability, in nats per token: comparable among answers of any length.
-        given = self._likelihoods(some, [item.references[:1] for item in some], lang, hooks)
-        log_p = [each[0][0] / each[0][1] for each in given]
+            return kept
         decoding = Decoding(
             new_tokens=self._new_tokens, stop=self.items.stops[lang], skip_blank=True
         )
@@ -249,33 +273,7 @@ class _Solver:
             fwd_hooks=hooks,
             batch_size=self.options.batch_size,
         )
-        answers = [each.text.strip() for each in said]
-        scores = {
-            name: [
-                judge(answer, item.references, lang)
-                for answer, item in zip(answers, some, strict=True)
-            ]
-            for name, judge in _JUDGES[self.items.task.metric].items()
-        }
-        return {"answers": answers, "scores": {**scores, "log_probability": log_p}}
-
-    def _choose(self, some: tuple[Item, ...], lang: str, hooks: FwdHooks) -> dict[str, Any]:
-        found = self._likelihoods(some, [item.options for item in some], lang, hooks)
-        answers, plain, by_byte, log_p = [], [], [], []
-        for item, options in zip(some, found, strict=True):
-            right = item.options.index(item.references[0])
-            whole = [log_probability for log_probability, _ in options]
-            # Per UTF-8 byte, as the harness normalises: tokenisers cut languages differently.
-            spread = [
-                log_probability / len(option.encode())
-                for log_probability, option in zip(whole, item.options, strict=True)
-            ]
-            answers.append(item.options[whole.index(max(whole))])
-            plain.append(_is_best(whole, right))
-            by_byte.append(_is_best(spread, right))
-            log_p.append(options[right][0] / options[right][1])
-        scores = {"accuracy": plain, "accuracy_by_byte": by_byte, "log_probability": log_p}
-        return {"answers": answers, "scores": scores}
+        return {**kept, "answers": [each.text.strip() for each in said]}
 
     def _likelihoods(
         self,
@@ -283,8 +281,8 @@ class _Solver:
         texts: list[tuple[str, ...]],
         lang: str,
         hooks: FwdHooks,
-    ) -> list[list[tuple[float, int]]]:
-        """Log-probability and number of tokens of every text behind every prompt."""
+    ) -> list[list[Likelihood]]:
+        """How likely every text is behind every prompt."""
         pairs = [
             (item.prompt, space_between(item.prompt, lang) + text)
             for item, each in zip(some, texts, strict=True)
@@ -298,13 +296,27 @@ class _Solver:
                 batch_size=self.options.batch_size,
             )
         )
-        return [
-            [(each.log_probability, each.n_tokens) for each in (next(found) for _ in row)]
-            for row in texts
-        ]
+        return [[next(found) for _ in row] for row in texts]
 
 
-def _is_best(values: list[float], right: int) -> float:
+def _chosen(
+    some: Sequence[Item], log_p: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]]
+) -> tuple[list[str], dict[str, list[float]]]:
+    """The likeliest options, and whether they are right, by the whole and by the UTF-8 byte."""
+    answers: list[str] = []
+    scores: dict[str, list[float]] = {name: [] for name in METRICS["choice"]}
+    for item, whole, n_tokens in zip(some, log_p, sizes, strict=True):
+        right = item.options.index(item.references[0])
+        # By bytes, because tokenisers cut languages differently.
+        spread = [p / len(text.encode()) for p, text in zip(whole, item.options, strict=True)]
+        answers.append(item.options[whole.index(max(whole))])
+        scores["accuracy"].append(_is_best(whole, right))
+        scores["accuracy_by_byte"].append(_is_best(spread, right))
+        scores["log_probability"].append(whole[right] / n_tokens[right])
+    return answers, scores
+
+
+def _is_best(values: Sequence[float], right: int) -> float:
     """1 if the right one is likelier than each of the others: a tie is no answer."""
     best = max(values)
     return float(values[right] == best and values.count(best) == 1)

@@ -18,6 +18,7 @@ from lens_lang.evaluate.significance import (
     bootstrap_weights,
     holm,
     percentile_interval,
+    prediction_test,
     sign_flip_test,
 )
 from lens_lang.evaluate.task_scores import TaskMatrix
@@ -68,10 +69,12 @@ class MWork:
             languages of English under that language's neurons; ``others``: the mean over languages
             of each under its own. ``d_english`` and ``d_others``: their changes; ``delta``:
             d_english - d_others, which is above 0 if English is spared. Each with a 95 % interval
-            by bootstrap over items, drawn together where they are aligned. ``p``: of a paired
-            permutation test that own and random neurons have the same delta (without controls,
-            that delta is 0); ``p_others`` the same for d_others; both corrected after Holm over
-            settings and tasks in ``p_holm`` and ``p_others_holm``.
+            by bootstrap over items, drawn together where they are aligned (NaN where no item
+            changed). ``p``: of a paired permutation test that delta is 0; ``p_others``: that the
+            others' change is; ``p_random`` and ``p_random_others``: how probable it is that one
+            more random set for every language would do as much (Student's t over the draws; NaN
+            for fewer than two). All four corrected after Holm over settings and tasks, with
+            ``_holm`` behind their names.
         """
         import pandas as pd
 
@@ -81,7 +84,7 @@ class MWork:
                 story = _Story(matrix, setting, metric)
                 rows += story.rows()
         frame = pd.DataFrame(rows)
-        for name in ("p", "p_others"):
+        for name in ("p", "p_others", "p_random", "p_random_others"):
             adjusted = holm(torch.tensor(frame[name].tolist(), dtype=torch.float64))
             frame.insert(list(frame).index(name) + 1, f"{name}_holm", adjusted.tolist())
         return frame
@@ -191,10 +194,10 @@ class _Story:
 
     def scores(self, kind: str, off: str, tested: str) -> Float[Tensor, "item"]:
         """Items of a language, with another's neurons off; random ones on average."""
+        if kind == "random":
+            return self._draws(off, tested).mean(0)
         run = 1 + self.matrix.interventions.index(f"{self.setting} {off}")
-        if kind == "own":
-            return self.matrix.of(tested, self.metric)[run]
-        return self.matrix.controls(run, tested, self.metric).mean(0)
+        return self.matrix.of(tested, self.metric)[run]
 
     def english(self, kind: str) -> Float[Tensor, "item"]:
         return torch.stack([self.scores(kind, lang, PIVOT) for lang in self.others]).mean(0)
@@ -221,36 +224,60 @@ class _Story:
             values["delta"] = values["d_english"] - values["d_others"]
             for name, value in values.items():
                 low, high = percentile_interval(resampled[name]).tolist()
+                if float(resampled[name].std()) == 0:  # no item changed: drawing again is no news
+                    low = high = float("nan")
                 row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-            row |= self._tests(kind, changes)
-            found.append(row)
+            found.append(row | self._tests(kind, changes))
         return found
 
     def _tests(self, kind: str, changes: Mapping[str, Tensor]) -> dict[str, float]:
-        """Test delta and the others' change, against random neurons where there are some."""
-        against = dict(changes)
+        """Test delta and the others' change: against no change, and against random neurons."""
+        names = ("p", "p_others", "p_random", "p_random_others")
         if kind == "random":
-            return {"p": float("nan"), "p_others": float("nan")}
-        if "random" in self.kinds:
-            against[PIVOT] = self.english("own") - self.english("random")
-            for lang in self.others:
-                against[lang] = self.scores("own", lang, lang) - self.scores("random", lang, lang)
+            return dict.fromkeys(names, float("nan"))
         # One sign for all translations of an item: they are no independent witnesses.
         parts: dict[tuple[str, str], float] = {}
         others: dict[tuple[str, str], float] = {}
-        for lang, change in against.items():
+        for lang, change in changes.items():
             weight = 1 / len(change) / (1 if lang == PIVOT else -len(self.others))
             for name, value in zip(self.matrix.names[lang], change.tolist(), strict=True):
                 key = (name, "" if self._aligned else lang)
                 parts[key] = parts.get(key, 0.0) + weight * value
                 if lang != PIVOT:
                     others[key] = others.get(key, 0.0) - weight * value
-        return {
-            "p": float(sign_flip_test(torch.tensor(list(parts.values()), dtype=torch.float64))),
-            "p_others": float(
-                sign_flip_test(torch.tensor(list(others.values()), dtype=torch.float64))
-            ),
+        flipped = [
+            float(sign_flip_test(torch.tensor(list(each.values()), dtype=torch.float64)))
+            for each in (parts, others)
+        ]
+        return dict(zip(names, [*flipped, *self._against_random(changes)], strict=True))
+
+    def _against_random(self, changes: Mapping[str, Tensor]) -> tuple[float, float]:
+        """How probable it is that one more random set per language would do as much."""
+        if "random" not in self.kinds:
+            return float("nan"), float("nan")
+        drawn = {
+            PIVOT: torch.stack([self._draws(lang, PIVOT) for lang in self.others]).mean(0),
+            **{lang: self._draws(lang, lang) for lang in self.others},
         }
+        means = {lang: (each - self.before(lang)).mean(1) for lang, each in drawn.items()}
+        theirs = torch.stack([means[lang] for lang in self.others]).mean(0)
+        apart = {
+            lang: change - (drawn[lang].mean(0) - self.before(lang))
+            for lang, change in changes.items()
+        }
+        resampled = self._resampled(apart)
+        mine = {lang: float(change.mean()) for lang, change in changes.items()}
+        others = sum(mine[lang] for lang in self.others) / len(self.others)
+        return (
+            prediction_test(
+                mine[PIVOT] - others, means[PIVOT] - theirs, float(resampled["delta"].std())
+            ),
+            prediction_test(others, theirs, float(resampled["d_others"].std())),
+        )
+
+    def _draws(self, off: str, tested: str) -> Float[Tensor, "draw item"]:
+        run = 1 + self.matrix.interventions.index(f"{self.setting} {off}")
+        return self.matrix.controls(run, tested, self.metric)
 
     @property
     def _aligned(self) -> bool:

@@ -13,7 +13,9 @@ from lens_lang.errors import OptionError, StorageError, near_misses
 from lens_lang.evaluate.significance import (
     holm,
     mean_interval,
+    paired_share_interval,
     prediction_interval,
+    prediction_test,
     share_interval,
     sign_flip_test,
 )
@@ -31,6 +33,9 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "rouge_l": ("rouge_l", "log_probability"),
 }
 """What is measured for each task's `Task.metric`, the main one first."""
+
+WITHOUT = "none"
+"""Name of the run without any intervention."""
 
 HITS = ("accuracy", "accuracy_by_byte", "exact_match")
 """Metrics that are 0 or 1 for an item."""
@@ -110,11 +115,12 @@ class TaskMatrix:
 
         Returns:
             ``score`` with a 95 % interval (Wilson's for shares, else by bootstrap over items);
-            ``change`` from the run without intervention, with a paired interval; ``control``:
-            the mean change under random controls, with the interval where one more would lie;
-            ``p`` of a paired permutation test of the change against the controls' (without
-            controls, against none), and ``p_holm``, corrected over the languages of an
-            intervention.
+            ``change`` from the run without intervention, with a paired interval (Newcombe's for
+            shares); ``p`` of a paired permutation test that the intervention changes nothing;
+            ``control``: the mean change under random controls, with the interval where one more
+            would lie; ``p_random``: how probable it is that one more random set would do as much
+            (Student's t over the draws; NaN for fewer than two). ``p_holm`` and
+            ``p_random_holm`` are corrected over the languages of an intervention.
         """
         import pandas as pd
 
@@ -125,9 +131,13 @@ class TaskMatrix:
                 for lang in self.languages
                 if bool(torch.isfinite(self.of(lang, metric)[run]).all())
             ]
-            adjusted = holm(torch.tensor([row["p"] for row in mine], dtype=torch.float64))
+            adjusted = {
+                f"{name}_holm": holm(torch.tensor([row[name] for row in mine]).double()).tolist()
+                for name in ("p", "p_random")
+            }
             rows += [
-                {**row, "p_holm": value} for row, value in zip(mine, adjusted.tolist(), strict=True)
+                {**row, **{name: values[place] for name, values in adjusted.items()}}
+                for place, row in enumerate(mine)
             ]
         return pd.DataFrame(rows)
 
@@ -209,19 +219,26 @@ class TaskMatrix:
             else mean_interval(mine).tolist()
         )
         change = mine - scores[0]
-        change_low, change_high = mean_interval(change).tolist()
+        change_low, change_high = (
+            paired_share_interval(scores[0], mine)
+            if name in HITS
+            else mean_interval(change).tolist()
+        )
         drawn = self.controls(run, lang, metric) - scores[0] if run else scores[:0]
         control = drawn.mean(0) if len(drawn) else torch.zeros_like(change)
-        spread = control.std() / len(control) ** 0.5 if len(control) > 1 else torch.tensor(0.0)
-        ends = (
-            prediction_interval(drawn.mean(1), spread.double()).tolist()
-            if len(drawn)
-            else [torch.nan, torch.nan]
-        )
+        many = len(change) > 1
+        ends = [torch.nan, torch.nan]
+        p_random = torch.nan
+        if len(drawn):
+            spread = control.std() / len(control) ** 0.5 if many else torch.tensor(0.0)
+            ends = prediction_interval(drawn.mean(1), spread.double()).tolist()
+            apart = change - control
+            error = float(apart.std()) / len(apart) ** 0.5 if many else 0.0
+            p_random = prediction_test(float(change.mean()), drawn.mean(1), error)
         return {
             "task": self.task,
             "metric": name,
-            "intervention": self.interventions[run - 1] if run else "none",
+            "intervention": self.interventions[run - 1] if run else WITHOUT,
             "language": lang,
             "items": len(mine),
             "score": float(mine.mean()),
@@ -230,8 +247,9 @@ class TaskMatrix:
             "change": float(change.mean()),
             "change_low": change_low,
             "change_high": change_high,
+            "p": float(sign_flip_test(change)) if run else float("nan"),
             "control": float(control.mean()) if len(drawn) else float("nan"),
             "control_low": ends[0],
             "control_high": ends[1],
-            "p": float(sign_flip_test(change - control)) if run else float("nan"),
+            "p_random": p_random,
         }

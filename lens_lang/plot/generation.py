@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lens_lang.errors import OptionError, near_misses
-from lens_lang.evaluate.generation import WITHOUT, GenerationMatrix, repetition
+from lens_lang.evaluate.generation import GenerationMatrix, repetition
 from lens_lang.evaluate.significance import mean_interval
+from lens_lang.evaluate.task_scores import WITHOUT
 from lens_lang.identification import UNDETERMINED
 from lens_lang.plot.style import (
     AXIS,

@@ -3,7 +3,8 @@
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from lens_lang.evaluate.generation import WITHOUT, GenerationMatrix
+from lens_lang.evaluate.generation import GenerationMatrix
+from lens_lang.evaluate.task_scores import WITHOUT
 from lens_lang.plot import generation
 from lens_lang.sections.section import Section, p_value
 
@@ -32,7 +33,7 @@ def generation_sections(name: str, matrix: GenerationMatrix) -> list[Section]:
     strongest = _strongest(pooled)
     if strongest:
         figures.append(generation.spoken_languages(matrix, intervention=strongest))
-    controlled = matrix.n_controls > 0
+    controlled, drawn = matrix.n_controls > 0, matrix.n_controls > 1
     whole = Section(
         title=f"Languages of the answers ({name})",
         text=[_asked(matrix), _reading(matrix, sweep=sweep)],
@@ -43,6 +44,7 @@ def generation_sections(name: str, matrix: GenerationMatrix) -> list[Section]:
             "before",
             *(["random control"] if controlled else []),
             "p (Holm)",
+            *(["p, one more random"] if drawn else []),
             "every line in it",
             "repetition",
             "distinct-2",
@@ -56,6 +58,7 @@ def generation_sections(name: str, matrix: GenerationMatrix) -> list[Section]:
                 _share(row["before"]),
                 *([_share(row["control"])] if controlled else []),
                 p_value(row["p_holm"]),
+                *([p_value(row["p_random_holm"])] if drawn else []),
                 _share(row["line_pass"]),
                 _share(row["repetition"]),
                 _share(row["distinct_2"]),
@@ -106,12 +109,20 @@ def _reading(matrix: GenerationMatrix, *, sweep: bool) -> str:
         if sweep
         else "the target where an intervention steers, or else the question's own"
     )
-    against = "the mean random control" if matrix.n_controls else "the answers before"
+    beyond = (
+        " p, one more random: how probable it is that another set of as many random neurons would "
+        f"do as much, from the {matrix.n_controls} that were drawn."
+        if matrix.n_controls > 1
+        else " One random control shows what is possible, and is too few for a test."
+        if matrix.n_controls
+        else ""
+    )
     over = "interventions" if sweep else "the languages of an intervention"
     return (
         f"The wanted language is {wanted}. Shares of answers with Wilson's 95 % interval; before: "
-        f"the share in that language without intervention. p: against {against}, by a sign-flip "
-        f"test over questions, corrected over {over} (Holm). Babble in the right language is not "
+        "the share in that language without intervention. p: that the intervention changes "
+        f"nothing, by a sign-flip test over questions, corrected over {over} (Holm).{beyond} "
+        "Translations of a question count as one. Babble in the right language is not "
         "an answer in it: repetition is the share of an answer's 4-grams of tokens that it has had "
         "before, distinct-2 that of different 2-grams among all, NLL the nats per token that the "
         "model gave its own answer."

@@ -43,9 +43,10 @@ def tasks_sections(name: str, matrix: TaskMatrix) -> list[Section]:
                     "change",
                     *(["random control"] if matrix.n_controls else []),
                     "p (Holm)",
+                    *(["p, one more random"] if matrix.n_controls > 1 else []),
                 ],
                 rows=[
-                    _task_row(row, controlled=matrix.n_controls > 0)
+                    _task_row(row, controlled=matrix.n_controls > 0, drawn=matrix.n_controls > 1)
                     for row in matrix.to_frame(metric).to_dict("records")
                 ],
                 figures=[figures.task_matrix(matrix, metric=metric).to_json()],
@@ -87,6 +88,7 @@ def mwork_sections(name: str, result: MWork) -> list[Section]:
                     "Δ",
                     "p(Δ)",
                     "p(Δothers)",
+                    *(["p(Δ), one more random"] if _drawn(result) else []),
                 ],
                 rows=_paper_rows(result, metric),
                 figures=[figures.mwork(result, metric=metric).to_json()],
@@ -147,7 +149,12 @@ def _tested(matrix: TaskMatrix) -> list[str]:
 
 def _how(matrix: TaskMatrix, metric: str) -> str:
     control = "; random control: their mean change, and where one more would lie"
-    beyond = " less the random controls'" if matrix.n_controls else ""
+    beyond = (
+        "; p, one more random: how probable it is that another set of as many random neurons would "
+        "do as much"
+        if matrix.n_controls > 1
+        else ""
+    )
     unit = (
         "The right answer's log-probability in nats per token. "
         if metric == figures.LOG_PROBABILITY
@@ -155,12 +162,12 @@ def _how(matrix: TaskMatrix, metric: str) -> str:
     )
     return (
         f"{unit}Scores and paired changes with 95 % intervals"
-        f"{control if matrix.n_controls else ''}. p: of the change{beyond}, by a sign-flip "
-        "test over items, corrected over the languages of an intervention (Holm)."
+        f"{control if matrix.n_controls else ''}. p: that the intervention changes nothing, by a "
+        f"sign-flip test over items{beyond}; corrected over its languages (Holm)."
     )
 
 
-def _task_row(row: _Row, *, controlled: bool) -> list[str]:
+def _task_row(row: _Row, *, controlled: bool, drawn: bool) -> list[str]:
     before = row["intervention"] == "none"
     score = f"{row['score']:.3f}"
     if row["score_low"] == row["score_low"]:
@@ -172,6 +179,7 @@ def _task_row(row: _Row, *, controlled: bool) -> list[str]:
         "" if before else _change(row, "change"),
         *([_change(row, "control")] if controlled else []),
         p_value(row["p_holm"]),
+        *([p_value(row["p_random_holm"])] if drawn else []),
     ]
 
 
@@ -203,7 +211,13 @@ def _span(layers: tuple[int, ...]) -> str:
 
 def _story(result: MWork) -> str:
     controls = max((matrix.n_controls for matrix in result.matrices.values()), default=0)
-    against = "own against random neurons" if controls else "against 0"
+    beyond = (
+        "; p, one more random: how probable it is that other random sets would give such a Δ"
+        if controls > 1
+        else "; one random set for each language shows what is possible, and is too few for a test"
+        if controls
+        else ""
+    )
     judged = ", ".join(
         f"{task} {figures.unit(matrix.metrics[0])}" for task, matrix in result.matrices.items()
     )
@@ -212,20 +226,26 @@ def _story(result: MWork) -> str:
         "understanding, A attention and F MLPs of the task, G generation. English: its mean score "
         "under each other language's neurons; others: the mean score of each under its own. "
         "Δ = ΔEnglish - Δothers is above 0 if English is spared. 95 % intervals by bootstrap over "
-        f"items; p of Δ and of Δothers: {against}, by a sign-flip test over items, corrected over "
-        "tasks and settings (Holm)."
+        "items, empty where no item changed; p of Δ and of Δothers: that they are 0, by a "
+        f"sign-flip test over items{beyond}; corrected over tasks and settings (Holm)."
     )
+
+
+def _drawn(result: MWork) -> bool:
+    """Whether there are enough random sets for a test."""
+    return max((matrix.n_controls for matrix in result.matrices.values()), default=0) > 1
 
 
 def _paper_rows(result: MWork, metric: str | None) -> list[list[str]]:
     table, single = result.to_frame(metric), result.by_language(metric)
+    drawn = _drawn(result)
     rows = []
     for task in result.matrices:
         mine = table[table["task"] == task].to_dict("records")
         own = single[(single["task"] == task) & (single["neurons"] == "own")]
         once = own.drop_duplicates("language")
         before = (once["english_before"].mean(), once["before"].mean())
-        rows.append([task, "none", "", *(f"{x:.3f}" for x in before), *[""] * 5])
+        rows.append([task, "none", "", *(f"{x:.3f}" for x in before), *[""] * (6 if drawn else 5)])
         rows += [
             [
                 task,
@@ -236,6 +256,7 @@ def _paper_rows(result: MWork, metric: str | None) -> list[list[str]]:
                 *(_change(row, key) for key in ("d_english", "d_others", "delta")),
                 p_value(row["p_holm"]),
                 p_value(row["p_others_holm"]),
+                *([p_value(row["p_random_holm"])] if drawn else []),
             ]
             for row in mine
         ]
