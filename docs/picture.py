@@ -3,7 +3,7 @@
     python docs/picture.py effect RUN_FOLDER PICTURE.png   needs perplexity.safetensors there
     python docs/picture.py layers RUN_FOLDER PICTURE.png   needs vocabulary.safetensors there
     python docs/picture.py sharing RUN_FOLDER PICTURE.png  needs sharingpatterns.safetensors there
-    python docs/picture.py steering RUN_FOLDER PICTURE.png needs generation-doses.safetensors there
+    python docs/picture.py steering RUN_FOLDER PICTURE.png needs generation.safetensors there
 
 Needs Chromium on the path, which takes the screenshot.
 """
@@ -41,9 +41,9 @@ def sharing(run_dir: Path) -> Any:
 
 
 def steering(run_dir: Path) -> Any:
-    """How many answers change their language, and how many babble, by strength."""
-    matrix = ll.GenerationMatrix.load(run_dir / "generation-doses.safetensors")
-    return ll.plot.steering_curve(matrix).update_layout(width=900)
+    """Share of answers in the wanted language, without steering and with."""
+    matrix = ll.GenerationMatrix.load(run_dir / "generation.safetensors")
+    return ll.plot.generation_matrix(matrix).update_layout(width=900)
 
 
 def photograph(figure: Any, picture: Path) -> None:

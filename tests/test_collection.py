@@ -16,13 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lens_lang import passes, run_folder
-from lens_lang.collection import collect
+from lens_lang.collection import collect, collect_parallel
 from lens_lang.corpora import Corpora
 from lens_lang.detect.lape import lape
 from lens_lang.errors import ActivationError, CorpusError, OptionError, SiteError, StorageError
 from lens_lang.intervene import ablate
 from lens_lang.models import bridge
 from lens_lang.neurons import NeuronSet
+from lens_lang.parallel import ParallelCorpora
+from lens_lang.patterns import SharingPattern
 from lens_lang.sites import MLP_POST, MLP_PRE, MLP_UP, is_gated, n_layers, site_width
 from lens_lang.stats import ActivationFrequency, Frequency, MeanActivation
 
@@ -198,6 +200,19 @@ def test_collecting_nothing_and_unknown_tokens_are_refused(llama: Any, corpora: 
         )
     with pytest.raises(OptionError, match="Share 1 of 2 has no batch of en"):
         collect(llama, Corpora.from_tokens({"en": [[4]]}).sharded(1, 2), ActivationFrequency())
+
+
+@pytest.mark.parametrize("where", ["prompt", "new"])
+def test_hooks_on_the_prompt_or_on_new_tokens_are_refused(
+    llama: Any, corpora: Corpora, where: Any
+) -> None:
+    shape = (n_layers(llama), site_width(llama, MLP_POST))
+    hooks = ablate(NeuronSet({MLP_POST: torch.ones(shape, dtype=torch.bool)}), positions=where)
+    with pytest.raises(OptionError, match="make them with positions='all'"):
+        collect(llama, corpora, ActivationFrequency(), fwd_hooks=hooks)
+    examples = ParallelCorpora.from_tokens({"en": [[4, 5], [6]], "fr": [[7], [8, 9]]})
+    with pytest.raises(OptionError, match="make them with positions='all'"):
+        collect_parallel(llama, examples, SharingPattern(), fwd_hooks=hooks)
 
 
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])

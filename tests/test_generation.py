@@ -1,8 +1,11 @@
 """Who is steered into which language: every number by hand, and every part measured once."""
 
 import copy
+import dataclasses
+import inspect
 import itertools
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,9 +34,23 @@ from lens_lang.errors import (
 )
 from lens_lang.evaluate import answering
 from lens_lang.evaluate.answering import Steering, generation_matrix, steerings
-from lens_lang.evaluate.generation import GenerationMatrix, distinct, judged, repetition
-from lens_lang.evaluate.significance import holm, share_interval, sign_flip_test
+from lens_lang.evaluate.generation import (
+    GenerationMatrix,
+    by_cluster,
+    distinct,
+    judged,
+    repetition,
+)
+from lens_lang.evaluate.significance import (
+    holm,
+    paired_share_interval,
+    prediction_test,
+    share_interval,
+    sign_flip_test,
+)
+from lens_lang.identification import is_spoken, spoken_languages
 from lens_lang.intervene import ablate, add, matched_control, scale
+from lens_lang.languages import language_tag
 from lens_lang.models import bridge
 from lens_lang.parts import seeded
 from lens_lang.sites import MLP_POST, RESID_POST
@@ -343,7 +360,10 @@ def test_planted_steering_always_works_and_its_controls_never() -> None:
     assert strong["control"] == 0.0
     assert strong["p"] == strong["p_holm"] == 2 / 2**8
     assert (strong["repetition"], strong["line_pass"]) == (pytest.approx(2 / 3), 1.0)
-    assert strong["distinct_1"] == 1 / 48
+    assert strong["distinct_1"] == pytest.approx(1 / 48)
+    assert strong["p_random"] < 0.01
+    assert weak["p_random"] == 1.0  # three random sets do nothing, and neither does it
+    assert math.isnan(none["p_random"])
 
 
 # --- numbers by hand ---
@@ -403,6 +423,12 @@ def test_rates_by_hand() -> None:
     assert found.baseline_rate.tolist() == pytest.approx([2 / 3, 1 / 2])
 
 
+def standard_error(values: Sequence[float]) -> float:
+    middle = sum(values) / len(values)
+    square = sum((value - middle) ** 2 for value in values) / (len(values) - 1)
+    return math.sqrt(square / len(values))
+
+
 def test_the_frame_by_hand() -> None:
     frame = handmade().to_frame()
     keys = ["intervention", "question", "wanted", "method", "target", "answers"]
@@ -420,14 +446,31 @@ def test_the_frame_by_hand() -> None:
     assert frame["before"].tolist() == pytest.approx([2 / 3, 1 / 2, 2 / 3, 1 / 2, 0])
     control = [(1 + 2 / 3) / 2, (0 + 1) / 2, (1 / 3 + 0) / 2]
     assert frame["control"].tolist() == [nan, nan, *map(pytest.approx, control)]
-    gain = [0, 0, 1 / 3 - control[0], 1 - control[1], 2 / 3 - control[2]]
-    assert frame["gain"].tolist() == pytest.approx(gain)
-    differences = [[0.5, -1, -1], [0.5, 0.5], [0.5, 1, 0]]
-    p = [float(sign_flip_test(torch.tensor(each).double())) for each in differences]
+    # changes from the run without intervention, whatever random sets do
+    assert frame["gain"].tolist() == pytest.approx([0, 0, -1 / 3, 1 / 2, 2 / 3])
+    hits = [([1, 1, 0], [1, 0, 0]), ([1, 0], [1, 1]), ([0, 0, 0], [1, 1, 0])]
+    for row, (before, after) in zip(frame.to_dict("records")[2:], hits, strict=True):
+        ends = paired_share_interval(torch.tensor(before).double(), torch.tensor(after).double())
+        assert (row["gain_low"], row["gain_high"]) == pytest.approx(ends)
+    p = [1.0, 1.0, 0.5]  # one item changed, one, and two
     assert frame["p"].tolist() == [nan, nan, *p]
-    plain = holm(torch.tensor(p[:2])).tolist()
-    assert frame["p_holm"].tolist() == [nan, nan, *plain, p[2]]
+    assert frame["p_holm"].tolist() == [nan, nan, *holm(torch.tensor(p[:2])).tolist(), p[2]]
+    drawn = [(1, 2 / 3), (0, 1), (1 / 3, 0)]
+    apart = [[0.5, -1, -1], [0.5, 0.5], [0.5, 1, 0]]  # hits less mean hits of the draws
+    random = [
+        prediction_test(
+            rate, torch.tensor(each).double(), max(standard_error(some), 0.5 / len(some))
+        )
+        for rate, each, some in zip([1 / 3, 1.0, 2 / 3], drawn, apart, strict=True)
+    ]
+    assert frame["p_random"].tolist() == [nan, nan, *map(pytest.approx, random)]
+    adjusted = [*holm(torch.tensor(random[:2]).double()).tolist(), random[2]]
+    assert frame["p_random_holm"].tolist() == [nan, nan, *map(pytest.approx, adjusted)]
+    places = [list(frame).index(name) for name in ("p", "p_holm", "p_random", "p_random_holm")]
+    assert places[1] == places[0] + 1 and places[3] == places[2] + 1
     assert frame["line_pass"].tolist() == pytest.approx([1 / 3, 1, 2 / 3, 0, 2 / 3])
+    assert frame["gain_low"][:2].isna().all() and frame["gain_high"][:2].isna().all()
+    frame = frame[2:]
     assert (frame["gain_low"] <= frame["gain"] + 1e-12).all()
     assert (frame["gain"] <= frame["gain_high"] + 1e-12).all()
 
@@ -440,14 +483,143 @@ def test_the_summary_by_hand() -> None:
     assert frame["answers"].tolist() == [5, 5, 3]
     assert frame["rate"].tolist() == pytest.approx([3 / 5, 3 / 5, 2 / 3])
     assert frame["before"].tolist() == pytest.approx([3 / 5, 3 / 5, 0])
-    p = [
-        float(sign_flip_test(torch.tensor(each).double()))
-        for each in ([0.5, -1, -1, 0.5, 0.5], [0.5, 1, 0])
+    # questions 0 and 1 in both languages, question 2 in English only
+    clusters = [
+        ([(1 + 1) / 2, (1 + 0) / 2, 0], [(1 + 1) / 2, (0 + 1) / 2, 0]),
+        ([0, 0, 0], [1, 1, 0]),
     ]
+    for name in ("p", "p_holm", "p_random", "p_random_holm"):
+        assert math.isnan(frame[name][0])
+    changes = [torch.tensor(y).double() - torch.tensor(x).double() for x, y in clusters]
+    p = [float(sign_flip_test(each)) for each in changes]
     assert frame["p"].tolist()[1:] == p
     assert frame["p_holm"].tolist()[1:] == holm(torch.tensor(p)).tolist()
-    assert math.isnan(frame["p"][0])
-    assert math.isnan(frame["p_holm"][0])
+    apart = [[(0.5 + 0.5) / 2, (-1 + 0.5) / 2, -1], [0.5, 1, 0]]
+    drawn = [(3 / 5, 4 / 5), (1 / 3, 0)]
+    for row, (before, after), draws, each in zip(
+        frame.to_dict("records")[1:], clusters, drawn, apart, strict=True
+    ):
+        assert row["gain"] == pytest.approx(row["rate"] - row["before"])
+        ends = paired_share_interval(torch.tensor(before).double(), torch.tensor(after).double())
+        assert (row["gain_low"], row["gain_high"]) == pytest.approx(ends)
+        assert (row["rate_low"], row["rate_high"]) == pytest.approx(
+            share_interval(row["rate"] * 3, 3)  # three questions, however many answers
+        )
+        expected = prediction_test(row["rate"], torch.tensor(draws).double(), standard_error(each))
+        assert row["p_random"] == pytest.approx(expected)
+
+
+def test_distinct_n_of_all_languages_is_their_mean() -> None:
+    found = handmade()
+    pooled, single = found.summary(), found.to_frame()
+    for name in ("none", "plain", "to fr"):
+        mine = single[single["intervention"] == name]
+        row = pooled[pooled["intervention"] == name].iloc[0]
+        for n in (1, 2):
+            assert row[f"distinct_{n}"] == pytest.approx(mine[f"distinct_{n}"].mean())
+
+
+def test_a_language_in_which_nothing_was_said_has_no_distinct_n() -> None:
+    found = handmade()
+    kept = found.n_tokens.clone()
+    kept[1, 3:] = 0  # French answers under "plain" are empty
+    places = torch.ones(len(found.tokens), dtype=torch.bool)
+    start = int(found.n_tokens[0].sum() + found.n_tokens[1, :3].sum())
+    places[start : start + int(found.n_tokens[1, 3:].sum())] = False
+    silent = dataclasses.replace(found, n_tokens=kept, tokens=found.tokens[places])
+    rows = silent.to_frame().set_index(["intervention", "question"])
+    assert math.isnan(rows.loc[("plain", "fr"), "distinct_1"])
+    assert rows.loc[("plain", "fr"), "repetition"] == 0
+    row = silent.summary().set_index("intervention").loc["plain"]
+    assert row["distinct_1"] == pytest.approx(rows.loc[("plain", "en"), "distinct_1"])
+
+
+def test_by_cluster_is_the_mean_of_each_cluster() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        values = torch.rand(30, generator=generator, dtype=torch.float64)
+        clusters = torch.randint(-3, 9, (30,), generator=generator)
+        expected = [float(values[clusters == each].mean()) for each in sorted({*clusters.tolist()})]
+        assert by_cluster(values, clusters).tolist() == pytest.approx(expected)
+        # whoever is alone in a cluster stands for itself
+        assert by_cluster(values, torch.arange(30)).equal(values)
+
+
+# --- translations are no independent witnesses, and random sets are random ---
+
+
+def simulated(
+    hits: torch.Tensor, *, languages: int, n_interventions: int = 1, n_controls: int = 0
+) -> GenerationMatrix:
+    """Hits of runs and questions, the same in every language: translations say the same."""
+    runs, questions = hits.shape
+    tags = ("en", "fr", "de", "es", "it", "ru")[:languages]
+    own = [lang for lang in tags for _ in range(questions)]
+    spoken = tuple(
+        tuple(lang if row[place % questions] else "zh" for place, lang in enumerate(own))
+        for row in hits.tolist()
+    )
+    shape = (runs, len(own))
+    return GenerationMatrix(
+        interventions=tuple(f"set {number}" for number in range(n_interventions)),
+        prompts=tuple(f"{number}" for number in range(len(own))),
+        languages=tuple(own),
+        texts=(("a",) * len(own),) * runs,
+        spoken=spoken,
+        lines=tuple(tuple((said,) for said in row) for row in spoken),
+        nll=torch.ones(shape, dtype=torch.float64),
+        tokens=torch.ones(runs * len(own), dtype=torch.int64),
+        n_tokens=torch.ones(shape, dtype=torch.int64),
+        n_controls=n_controls,
+    )
+
+
+def test_translations_that_say_the_same_are_not_counted_as_more() -> None:
+    generator = torch.Generator().manual_seed(0)
+    found, naive = 0, 0
+    for _ in range(60):
+        hits = torch.rand(2, 14, generator=generator) < 0.5  # nothing but chance
+        matrix = simulated(hits, languages=5)
+        row = matrix.summary().iloc[1]
+        found += row["p"] < 0.05
+        change = (hits[1].double() - hits[0].double()).repeat(5)
+        naive += float(sign_flip_test(change, resamples=999)) < 0.05
+        alone = simulated(hits, languages=1).summary().iloc[1]
+        for name in ("rate", "rate_low", "rate_high", "gain", "gain_low", "gain_high", "p"):
+            assert row[name] == pytest.approx(alone[name])
+    assert found <= 6
+    assert naive > 15  # answers as witnesses would find it in a third of them
+
+
+def test_languages_that_differ_are_worth_more_than_one() -> None:
+    generator = torch.Generator().manual_seed(1)
+    spoken = torch.rand(2, 5 * 12, generator=generator) < torch.tensor([[0.35], [0.65]])
+    apart = dataclasses.replace(
+        simulated(spoken[:, :12], languages=5),
+        spoken=tuple(
+            tuple(
+                lang if hit else "zh"
+                for lang, hit in zip(
+                    [x for x in ("en", "fr", "de", "es", "it") for _ in range(12)], row, strict=True
+                )
+            )
+            for row in spoken.tolist()
+        ),
+    )
+    assert apart.summary()["p"][1] < 0.01
+    assert (apart.to_frame()["p"][5:] > apart.summary()["p"][1]).all()
+
+
+def test_a_set_that_is_a_random_one_is_seldom_beyond_random_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p: list[float] = []
+    for _ in range(40):
+        chances = 0.3 + 0.5 * torch.rand(1 + 4 * 4, 1, generator=generator)
+        hits = torch.rand(1 + 4 * 4, 20, generator=generator) < chances
+        matrix = simulated(hits, languages=3, n_interventions=4, n_controls=3)
+        p += matrix.summary()["p_random"].tolist()[1:]
+    assert len(p) == 160 and not any(map(math.isnan, p))
+    assert sum(each < 0.05 for each in p) <= 16
 
 
 def test_without_controls_an_intervention_is_tested_against_what_was_before() -> None:
@@ -464,9 +636,12 @@ def test_without_controls_an_intervention_is_tested_against_what_was_before() ->
     assert [row["gain"] for row in rows] == pytest.approx(
         [row["rate"] - row["before"] for row in rows]
     )
-    expected = [[0.0, -1, 1], [0.0, 1], [1, 1, 0]]
+    expected = [[0.0, -1, 0], [0.0, 1], [1, 1, 0]]
     for row, each in zip(rows[2:], expected, strict=True):
         assert row["p"] == float(sign_flip_test(torch.tensor(each).double()))
+        assert math.isnan(row["p_random"]) and math.isnan(row["p_random_holm"])
+    for name in ("rate", "gain", "gain_low", "gain_high", "p", "p_holm"):
+        assert found.to_frame()[name].equals(whole.to_frame()[name])
 
 
 def test_fluency_by_brute_force() -> None:
@@ -594,6 +769,75 @@ def test_what_the_identifier_says_becomes_a_tag_or_nothing() -> None:
     assert spoken == (("en", "fr", "und", "und", "und", "zh", "fr"),)
 
 
+@pytest.mark.parametrize(
+    ("said", "wanted", "expected"),
+    [
+        ("fr", "fr", True),
+        ("zh-CN", "zh", True),
+        ("zh", "zh-TW", True),
+        ("zh-CN", "zh-TW", False),
+        ("fr-FR", "fr", True),
+        ("fr-CA", "fr-FR", False),
+        ("pt", "pt-BR", True),
+        ("pt-BR", "pt", True),
+        ("pt-PT", "pt-BR", False),
+        ("no", "nb", True),
+        ("nb", "no", True),
+        ("nn", "no", True),
+        ("no", "nn", True),
+        ("sr-Latn", "sr", True),
+        ("sr", "sr-Latn", True),
+        ("de", "nl", False),
+        ("de", "de-AT", True),
+        ("de", "nl-BE", False),
+        ("und", "fr", False),
+    ],
+)
+def test_a_language_is_spoken_if_nothing_that_both_know_differs(
+    said: str, wanted: str, expected: bool
+) -> None:
+    assert is_spoken(said, wanted) is expected
+    assert is_spoken(wanted, said) is expected  # whoever says it
+    if said == language_tag(said) and wanted == language_tag(wanted):
+        (found,) = spoken_languages(["a"], lambda texts: [said] * len(texts))
+        assert is_spoken(found, wanted) is expected
+
+
+def test_norwegian_answers_count_for_whoever_asked_in_bokmal() -> None:
+    prompts = {"nb": ["who"], "pt-BR": ["what"]}
+    asked = run({}, prompts)
+    said = dict(zip(asked.texts[0], ("no", "pt"), strict=True))
+    found = run({}, prompts, identify=lambda texts: [said.get(text) for text in texts])
+    assert found.languages == ("nb", "pt-BR")
+    assert found.spoken[0] == ("no", "pt")
+    assert found.baseline_rate.tolist() == [1.0, 1.0]
+    assert found.to_frame()["rate"].tolist() == [1.0, 1.0]
+    assert found.summary()["line_pass"].tolist() == [1.0]
+
+
+def test_labels_of_fasttext_are_understood(caplog: pytest.LogCaptureFixture) -> None:
+    labels = {"a": "__label__fr", "b": {"__label__deu_Latn": 0.9, "__label__fr": 0.1}}
+    with caplog.at_level(logging.WARNING, logger="lens_lang"):
+        found = spoken_languages([*labels], lambda texts: [labels[text] for text in texts])
+    assert found == ["fr", "de"]
+    assert not caplog.records
+
+
+def test_labels_that_are_no_language_are_none_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    labels: dict[str, Any] = {"a": "nonsense", "b": "fr", "c": "LABEL_3", "d": "nonsense"}
+    with caplog.at_level(logging.WARNING, logger="lens_lang"):
+        found = spoken_languages([*labels], lambda texts: [labels[text] for text in texts])
+    assert found == ["und", "fr", "und", "und"]
+    (record,) = caplog.records
+    assert "'LABEL_3', 'nonsense'" in record.getMessage()
+    assert "give tags such as 'fr'" in record.getMessage()
+    caplog.clear()
+    for nothing_said in (None, {}, "und", {"und": 1.0}):
+        assert spoken_languages(["a"], lambda texts, x=nothing_said: [x]) == ["und"]
+    assert spoken_languages(["42", ""], lambda texts: ["nonsense"] * len(texts)) == ["und", "und"]
+    assert not caplog.records
+
+
 def test_rejudging_changes_judgements_only() -> None:
     found = run({"x": hooks(), "to": Steering("ru", {"en": hooks(1)})}, controls=1)
     again = found.rejudged(only_x)
@@ -619,6 +863,63 @@ def test_rejudging_changes_judgements_only() -> None:
 def test_provenance_names_the_identifier() -> None:
     found = run({})
     assert found.rejudged(only_x).provenance["identifier"] != found.provenance["identifier"]
+
+
+# --- what ended an answer is none of it, and how questions are answered unless told ---
+
+
+def test_tokens_hold_what_was_said_and_not_what_ended_it() -> None:
+    plain = run({}, {"en": ["who"]}, decoding=Decoding(new_tokens=8))
+    (text,) = plain.texts[0]
+    assert text is not None and plain.n_tokens.tolist() == [[8]]
+    raw = generate(toy(), ["who"], Decoding(new_tokens=8))[0]
+    stop = raw.text[3:5]  # of two letters, of which the first alone does not stop it
+    kept = raw.text[: raw.text.index(stop)]
+    found = run({}, {"en": ["who"]}, decoding=Decoding(new_tokens=8, stop=(stop,)))
+    assert found.texts == ((kept.strip(),),)
+    ended = generate(toy(), ["who"], Decoding(new_tokens=8, stop=(stop,)))[0]
+    assert ended.ended and len(ended.tokens) > len(kept.rstrip())
+    assert found.tokens.tolist() == list(raw.tokens[: len(kept.rstrip())])
+    # the likelihood is that of all that was generated
+    assert float(found.nll) == pytest.approx(ended.nll / len(ended.tokens), abs=1e-5)
+
+
+def test_the_end_of_text_is_no_token_of_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = speaker()
+    raw = generate(model, ["who"], Decoding(new_tokens=8))[0]
+    place = next(n for n, token in enumerate(raw.tokens) if n and token not in raw.tokens[:n])
+    end = raw.tokens[place]
+    monkeypatch.setattr(Alphabet, "eos_token_id", end)
+    monkeypatch.setattr(Alphabet, "decode", lambda self, ids, **options: "".join(
+        self.letters[i - 3] for i in ids if i >= 3 and i != end
+    ))  # fmt: skip
+    found = run({}, {"en": ["who"]}, model=model, decoding=Decoding(new_tokens=8))
+    ended = generate(model, ["who"], Decoding(new_tokens=8))[0]
+    assert ended.ended and ended.tokens == raw.tokens[: place + 1]
+    assert found.tokens.tolist() == list(raw.tokens[:place])
+    assert found.n_tokens.tolist() == [[place]]
+
+
+def test_an_answer_that_ends_at_once_says_nothing() -> None:
+    raw = generate(toy(), ["who"], Decoding(new_tokens=1))[0]
+    found = run({}, {"en": ["who"]}, decoding=Decoding(new_tokens=4, stop=(raw.text[0],)))
+    assert found.texts == (("",),)
+    assert found.n_tokens.tolist() == [[0]] and len(found.tokens) == 0
+    (row,) = found.to_frame().to_dict("records")
+    assert (row["answers"], row["rate"], row["repetition"]) == (1, 0.0, 0.0)
+    assert math.isnan(row["distinct_1"])
+    assert float(found.nll) == pytest.approx(raw.nll, abs=1e-5)
+
+
+def test_questions_are_answered_in_the_frame_of_open_questions_unless_told_otherwise() -> None:
+    default = inspect.signature(generation_matrix).parameters["decoding"].default
+    assert default is answering.ANSWER
+    assert (default.stop, default.repetition_penalty) == (("\nQ:", "\nA:"), 1.1)
+    assert (default.new_tokens, default.temperature, default.skip_blank) == (32, 0.0, False)
+    found = generation_matrix(toy(), {"en": ["who"]}, {}, identify=by_first_letter, progress=False)
+    expected = generate(toy(), ["who"], answering.ANSWER)[0]
+    assert found.texts == ((expected.text.strip(),),)
+    assert found.provenance["decoding"] == {**vars(default), "stop": ["\nQ:", "\nA:"]}
 
 
 # --- controls ---
@@ -767,6 +1068,16 @@ def test_a_hook_that_cannot_be_kept_is_refused_before_anything_is_generated(
     with pytest.raises(OptionError, match="leave out run_dir, or the hook"):
         run({"first": hooks(), "mine": mine}, run_dir=tmp_path)
     assert counting.calls == []
+
+
+def test_what_is_attached_to_the_model_is_measured_and_not_kept(tmp_path: Path) -> None:
+    expected = run({"x": hooks()}).texts[1]
+    with toy().hooks(fwd_hooks=hooks()):
+        assert run({}).texts == (expected,)
+        with pytest.raises(OptionError, match="Hooks are attached to toy .*leave out run_dir"):
+            run({}, run_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert run({}, run_dir=tmp_path).texts != (expected,)  # nothing is left on it
 
 
 def test_half_a_surrogate_pair_ends_in_one_sentence(tmp_path: Path) -> None:

@@ -506,6 +506,19 @@ def test_a_curve_reaches_a_file_and_back(tmp_path: Path) -> None:
 # --- one prompt ---
 
 
+@pytest.mark.parametrize("where", ["prompt", "new"])
+def test_hooks_on_the_prompt_or_on_new_tokens_are_refused(where: Any, prompts: Corpora) -> None:
+    model, vocabulary = bridge(hf_model("llama")), a_vocabulary()
+    model.tokenizer = LetterTokenizer()
+    hooks = ablate(some_neurons(model), positions=where)
+    with pytest.raises(OptionError, match="make them with positions='all'"):
+        language_curve(model, prompts, vocabulary, fwd_hooks=hooks)
+    with pytest.raises(OptionError, match="make them with positions='all'"):
+        language_curve(model, prompts, vocabulary, fwd_hooks={"fr": hooks, "en": []})
+    with pytest.raises(OptionError, match="make them with positions='all'"):
+        lens_table(model, "un chat", vocabulary, fwd_hooks=hooks)
+
+
 def test_a_table_shows_the_likeliest_items_of_every_layer_and_position() -> None:
     model, vocabulary = bridge(hf_model("llama")), a_vocabulary()
     model.tokenizer = LetterTokenizer()

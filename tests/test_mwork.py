@@ -21,7 +21,7 @@ from lens_lang.errors import LanguageError, OptionError, ShapeError, StorageErro
 from lens_lang.evaluate import mwork as module
 from lens_lang.evaluate import solving
 from lens_lang.evaluate.mwork import PARTS, SETTINGS, mwork, tune_regions
-from lens_lang.evaluate.significance import holm
+from lens_lang.evaluate.significance import holm, prediction_test
 from lens_lang.evaluate.story import MWork
 from lens_lang.evaluate.task_scores import METRICS, TaskMatrix
 from lens_lang.intervene import ablate
@@ -121,7 +121,8 @@ def test_the_tables_by_hand(aligned: bool, controls: int, metric: str | None) ->
     nli = handmade(("G",), task="xnli", items={"en": 3, "fr": 3}, controls=controls, seed=1)
     frame = together(quad, nli).to_frame(metric)
     rows = iter(frame.to_dict("records"))
-    tests: dict[str, list[float]] = {"p": [], "p_others": []}
+    names = ("p", "p_others", "p_random", "p_random_others")
+    tests: dict[str, list[float]] = {name: [] for name in names}
     for matrix, setting in ((quad, "U"), (quad, "U+G"), (nli, "G")):
         others = [lang for lang in matrix.languages if lang != "en"]
         number = 0 if metric is None else matrix.metrics.index(metric)
@@ -145,24 +146,24 @@ def test_the_tables_by_hand(aligned: bool, controls: int, metric: str | None) ->
             if kind == "random":
                 assert all(math.isnan(row[key]) for key in row if key.startswith("p"))
                 continue
-            # what an item adds to delta, beside random neurons where there are some
+            # what an item adds to delta
             parts: dict[str, float] = {}
             for lang in ("en", *others):
                 told = [1 / len(others)] * len(others) if lang == "en" else [-1 / len(others)]
                 for weight, off in zip(told, others if lang == "en" else [lang], strict=True):
-                    against = of("random", off=off, tested=lang) if controls else before[lang]
                     mine = of("own", off=off, tested=lang)
-                    for name, x, y in zip(matrix.names[lang], mine, against, strict=True):
+                    for name, x, y in zip(matrix.names[lang], mine, before[lang], strict=True):
                         key = name if aligned or matrix is nli else f"{lang} {name}"
                         parts[key] = parts.get(key, 0) + weight * (x - y) / len(mine)
             assert row["p"] == pytest.approx(exact_p([*parts.values()]))
-            tests["p"].append(row["p"])
-            tests["p_others"].append(row["p_others"])
+            for name in tests:
+                tests[name].append(row[name])
+                assert math.isnan(row[name]) == (controls < 2 and "random" in name)
     assert next(rows, None) is None
     own_rows = frame[frame["neurons"] == "own"]
     for name, each in tests.items():
         adjusted = holm(torch.tensor(each).double()).tolist()
-        assert own_rows[f"{name}_holm"].tolist() == pytest.approx(adjusted)
+        assert own_rows[f"{name}_holm"].tolist() == pytest.approx(adjusted, nan_ok=True)
         assert list(frame).index(f"{name}_holm") == list(frame).index(name) + 1
 
 
@@ -175,13 +176,61 @@ def test_the_others_change_is_tested_by_hand(aligned: bool) -> None:
         pairs = zip(
             matrix.names[lang],
             scores_of(matrix, "own", "U", lang, lang),
-            scores_of(matrix, "random", "U", lang, lang),
+            matrix.of(lang)[0].tolist(),
             strict=True,
         )
-        for name, mine, random in pairs:
-            parts[name] = parts.get(name, 0) + mine - random
+        for name, mine, before in pairs:
+            parts[name] = parts.get(name, 0) + mine - before
     assert len(parts) == (4 if aligned else 8)
     assert row["p_others"] == pytest.approx(exact_p([*parts.values()]))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_one_more_random_set_by_hand(aligned: bool) -> None:
+    """Own neurons against the spread of the draws, and what the choice of items adds to it."""
+    n, draws = 12, 4
+    matrix = handmade(
+        ("U",), items={"de": n, "en": n, "fr": n}, aligned=aligned, controls=draws, seed=3
+    )
+    row = together(matrix).to_frame().to_dict("records")[0]
+    before = {lang: matrix.of(lang)[0] for lang in matrix.languages}
+    tested = {"en": ("de", "fr"), "de": ("de",), "fr": ("fr",)}
+    own, random = {}, {}
+    for lang, offs in tested.items():
+        runs = [1 + matrix.interventions.index(f"U {off}") for off in offs]
+        first = [1 + len(matrix.interventions) + (run - 1) * draws for run in runs]
+        scores = matrix.of(lang)
+        own[lang] = torch.stack([scores[run] for run in runs]).mean(0) - before[lang]
+        random[lang] = (
+            torch.stack([scores[each : each + draws] for each in first]).mean(0) - before[lang]
+        )
+
+    def combined(values: Mapping[str, Any]) -> tuple[Any, Any]:
+        others = (values["de"] + values["fr"]) / 2
+        return values["en"] - others, others
+
+    generator = torch.Generator().manual_seed(5)
+    drawn: list[tuple[float, float]] = []
+    for _ in range(4000):
+        places = torch.randint(n, (3, n), generator=generator)
+        if aligned:
+            places[:] = places[0].clone()
+        drawn.append(
+            combined(
+                {
+                    lang: float((own[lang] - random[lang].mean(0))[rows].mean())
+                    for lang, rows in zip(own, places, strict=True)
+                }
+            )
+        )
+    errors = torch.tensor(drawn).std(0).tolist()
+    values = combined({lang: float(each.mean()) for lang, each in own.items()})
+    spreads = combined({lang: each.mean(1) for lang, each in random.items()})
+    for name, value, spread, error in zip(
+        ("p_random", "p_random_others"), values, spreads, errors, strict=True
+    ):
+        assert row[name] == pytest.approx(prediction_test(value, spread, error), abs=0.02)
+        assert 0.02 < row[name] < 0.98
 
 
 def test_each_language_by_hand() -> None:
@@ -229,12 +278,17 @@ def test_a_huge_effect_is_found_and_none_is_not(aligned: bool) -> None:
     own, random = planted(1.0, aligned=aligned).to_frame().to_dict("records")
     assert own["d_english"] == pytest.approx(0)
     assert own["d_others"] == pytest.approx(-1)
-    assert own["delta"] == own["delta_low"] == own["delta_high"] == pytest.approx(1)
+    assert own["delta"] == pytest.approx(1)
+    # items that all change alike say nothing of the next one
+    for name in ("delta_low", "delta_high"):
+        assert math.isnan(own[name]) or own[name] == pytest.approx(1)
     assert own["p"] == own["p_holm"] <= 1e-3
     assert own["p_others"] <= 1e-3
     assert random["delta"] == pytest.approx(0)
     own, _ = planted(0.0, aligned=aligned).to_frame().to_dict("records")
-    assert own["p"] == own["p_others"] == 1.0
+    assert own["p"] == own["p_others"] == own["p_random"] == own["p_random_others"] == 1.0
+    for name in ("d_english", "d_others", "delta"):  # items that do not change say nothing
+        assert own[name] == 0 and math.isnan(own[f"{name}_low"] + own[f"{name}_high"])
 
 
 def test_what_hurts_english_as_much_is_no_story() -> None:
@@ -251,7 +305,7 @@ def test_what_hurts_english_as_much_is_no_story() -> None:
         assert row["p"] > 0.5
         assert row["p_others"] < 0.01
         # items drawn together keep together
-        assert (width < 1e-9) if aligned else (0.1 < width < 0.6)
+        assert (math.isnan(width) or width < 1e-9) if aligned else (0.1 < width < 0.6)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -458,8 +512,13 @@ def test_without_attention_neurons_their_region_disappears() -> None:
         with pytest.raises(OptionError, match="asks for attention neurons, and fr, zh have none"):
             tell(some, [items], settings={"xcsqa": ["F", setting]})
     # English's own attention neurons are never switched off
-    english = {**some, "en": neurons()["en"]}
-    assert tell(LanguageNeurons(english), [items]).settings == result.settings
+    alone = {
+        lang: NeuronSet(
+            {x: mask & (lang == "en" or x == MLP_POST) for x, mask in each.masks.items()}
+        )
+        for lang, each in neurons().items()
+    }
+    assert tell(LanguageNeurons(alone), [items]).settings == result.settings
 
 
 def test_settings_without_neurons_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

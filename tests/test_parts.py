@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import hf_model, tiny
+from conftest import LetterTokenizer, hf_model, tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_intervene import some_neurons
@@ -375,6 +375,71 @@ def test_numbers_of_another_precision_are_another_model() -> None:
     half, whole = (bridge(hf_model("llama").to(dtype)) for dtype in (torch.bfloat16, torch.float32))
     rounded = bridge(hf_model("llama").to(torch.bfloat16).float())
     assert len({model_fingerprint(each) for each in (half, whole, rounded)}) == 3
+
+
+def copied(tokenizer: Any = None) -> Any:
+    model = bridge(hf_model("llama"), name="toy")
+    model.tokenizer = LetterTokenizer() if tokenizer is None else tokenizer
+    return model
+
+
+SETTINGS: dict[str, Callable[[Any], None]] = {
+    "the norm's epsilon": lambda hf: setattr(hf.config, "rms_norm_eps", 0.5),
+    "rotary positions": lambda hf: setattr(hf.config, "rope_theta", 7.0),
+    "the activation": lambda hf: setattr(hf.config, "hidden_act", "gelu"),
+    "what ends a text": lambda hf: setattr(hf.generation_config, "eos_token_id", [2, 9]),
+}
+
+
+@pytest.mark.parametrize("change", SETTINGS.values(), ids=SETTINGS.keys())
+def test_settings_tell_models_apart(change: Any) -> None:
+    model = copied()
+    before = model_fingerprint(model)
+    assert model_fingerprint(copied()) == before
+    change(model.original_model)
+    assert model_fingerprint(model) != before
+
+
+class Renamed(LetterTokenizer):
+    pass
+
+
+class Longer(LetterTokenizer):
+    def __len__(self) -> int:
+        return 98
+
+
+def test_tokenisers_and_their_ends_of_text_tell_models_apart() -> None:
+    ends, begins, longer = LetterTokenizer(), LetterTokenizer(), Longer()
+    ends.eos_token_id, begins.bos_token_id = 9, 3
+    tokenizers: list[Any] = [LetterTokenizer(), Renamed(), ends, begins, longer]
+    found = [model_fingerprint(copied(each)) for each in tokenizers]
+    found.append(model_fingerprint(bridge(hf_model("llama"), name="toy")))  # without any
+    assert len(set(found)) == len(found)
+    assert model_fingerprint(copied(LetterTokenizer())) == found[0]
+
+
+def test_names_paths_and_versions_do_not_tell_models_apart() -> None:
+    one, other = bridge(hf_model("llama"), name="here"), bridge(hf_model("llama"), name="there")
+    other.original_model.config.name_or_path = "/somewhere/else"
+    other.original_model.config.transformers_version = "0.0"
+    assert model_fingerprint(one) == model_fingerprint(other)
+
+
+@pytest.mark.lane
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "hook", [*ablate(NEURONS)[:1], ("blocks.1.hook_resid_post", VECTOR), ("hook_embed", print)]
+)
+def test_a_model_under_hooks_is_not_its_own(architecture: str, hook: Any) -> None:
+    model = bridge(hf_model(architecture))
+    before = model_fingerprint(model)
+    with (
+        model.hooks(fwd_hooks=[hook]),
+        pytest.raises(OptionError, match="Hooks are attached to .*leave out run_dir, or give"),
+    ):
+        model_fingerprint(model)
+    assert model_fingerprint(model) == before  # they are gone
 
 
 # --- randomness ---

@@ -337,6 +337,17 @@ def test_a_negative_number_of_controls_is_refused(llama: Any, corpora: Corpora) 
         perplexity_matrix(llama, corpora, {}, controls=-1)
 
 
+def test_hooks_on_the_prompt_or_on_new_tokens_are_refused_where_nothing_is_generated(
+    llama: Any, corpora: Corpora
+) -> None:
+    for where in ("prompt", "new"):
+        hooks = ablate(some_neurons(llama), positions=where)
+        with pytest.raises(OptionError, match="make them with positions='all'"):
+            perplexity_matrix(llama, corpora, {"fine": ablate(some_neurons(llama)), "x": hooks})
+        with pytest.raises(OptionError, match="make them with positions='all'"):
+            document_nll(llama, corpora, fwd_hooks=hooks)
+
+
 class TestBootstrap:
     """The interval of a ratio, by resampling documents."""
 

@@ -13,6 +13,7 @@ from lens_lang import plot
 from lens_lang.errors import OptionError
 from lens_lang.evaluate.generation import GenerationMatrix
 from lens_lang.sections.generation import generation_sections
+from lens_lang.sections.section import p_value
 
 QUESTIONS = ("en", "fr", "fr", "de", "de", "en")  # not in blocks
 
@@ -336,14 +337,27 @@ def test_the_table_has_the_rows_of_the_frame(matrix: GenerationMatrix) -> None:
         "before": "1.00",
         "random control": "0.75",
         "p (Holm)": f"{row['p_holm']:.3f}".removeprefix("0"),
+        "p, one more random": p_value(row["p_random_holm"]),
         "every line in it": "0.00",
         "repetition": "0.00",
         "distinct-2": "0.50",
         "NLL": "1.50",
     }
     assert len(section.figures) == 3
-    assert "under fr off" in section.figures[2]
+    assert "under de off" in section.figures[2]  # a quarter of all its answers, not a sixth
     assert not any("nan" in cell for row in section.rows for cell in row)
+    assert "p: that the intervention changes nothing, by a sign-flip test" in section.text[1]
+    assert "do as much, from the 2 that were drawn" in section.text[1]
+
+
+def test_one_random_set_is_shown_and_not_tested() -> None:
+    one = generation_sections("g", with_controls(swept()))[0]
+    assert "random control" in one.columns
+    assert "p, one more random" not in one.columns
+    assert "too few for a test" in one.text[1]
+    assert {len(row) for row in one.rows} == {len(one.columns)}
+    bare = generation_sections("g", swept())[0]
+    assert "random" not in bare.text[1]
 
 
 def test_the_table_of_a_sweep_has_a_row_for_each_intervention() -> None:
@@ -382,8 +396,8 @@ def test_examples_are_the_first_answers_without_and_with_the_strongest_intervent
     section = generation_sections("generation", matrix)[1]
     assert section.title == "Some of the answers (generation)"
     assert [row[:3] for row in section.rows] == [
-        ["en", "question 0?", "de off"],
-        ["en", "question 5?", "de off"],
+        ["en", "question 0?", "fr off"],  # which changes as much, and comes first
+        ["en", "question 5?", "fr off"],
         ["fr", "question 1?", "fr off"],
         ["fr", "question 2?", "fr off"],
         ["de", "question 3?", "fr off"],

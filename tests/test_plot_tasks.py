@@ -12,6 +12,7 @@ from lens_lang import plot
 from lens_lang.errors import OptionError
 from lens_lang.evaluate.story import MWork
 from lens_lang.evaluate.task_scores import METRICS, TaskMatrix
+from lens_lang.sections.section import p_value
 from lens_lang.sections.tasks import floor, mwork_sections, tasks_sections
 from lens_lang.tasks import find_task
 
@@ -165,7 +166,8 @@ def test_the_tables_of_a_task_have_the_rows_of_the_frame() -> None:
     assert log_p.title == "Task xquad (taskmatrix): log-probability (nats per token)"
     assert main.text[0] == "Items: en 12, fr 12, de 12 (packaged), solved by gemma."
     assert "random control: their mean change" in main.text[-1]
-    assert "p: of the change less the random controls', by" in main.text[-1]
+    assert "p: that the intervention changes nothing, by a sign-flip test" in main.text[-1]
+    assert "p, one more random: how probable it is" in main.text[-1]
     frame = matrix.to_frame()
     assert len(main.rows) == len(frame) == 8
     row = frame.iloc[4]
@@ -175,6 +177,9 @@ def test_the_tables_of_a_task_have_the_rows_of_the_frame() -> None:
     assert cells["score"].replace("\xa0", " ") == f"0.100 {ends}"
     assert cells["change"].replace("\xa0", " ") == "-0.500 [-0.500, -0.500]"
     assert cells["random control"].startswith("-0.075")
+    assert cells["p (Holm)"] == p_value(row["p_holm"])
+    assert cells["p, one more random"] == p_value(row["p_random_holm"])
+    assert {len(each) for each in main.rows} == {len(main.columns)}
     assert main.rows[0][3:6] == ["", "", ""]
     assert log_p.rows[0][2].startswith("-2.200")
     assert not any("nan" in cell for s in (main, log_p) for row in s.rows for cell in row)
@@ -187,6 +192,8 @@ def test_the_table_of_a_task_without_controls_has_no_column_for_them() -> None:
     assert len(main.rows[0]) == len(main.columns)
     one = tasks_sections("t", solved(OFF, count=1, controls=1))[0]
     assert one.rows[4][2:5] == ["0.100", "-0.500", "-0.050"]  # one item has no interval
+    assert "p, one more random" not in one.columns  # nor is one draw enough for a test
+    assert "one more random" not in one.text[-1]
 
 
 # --- floor and chance ---
@@ -268,11 +275,25 @@ def test_the_papers_table_is_shown_with_the_scores_before() -> None:
     assert own[3:5] == ["0.750", "0.200"]
     for cell, key in zip(own[5:8], ("d_english", "d_others", "delta"), strict=True):
         low, high = row[f"{key}_low"], row[f"{key}_high"]
-        assert cell == f"{row[key]:+.3f} [{low:+.3f}, {high:+.3f}]"
+        # where no item changed there is no interval
+        ends = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
+        assert cell == f"{row[key]:+.3f}{ends}"
+    assert any("[" in cell for row in main.rows for cell in row)
+    assert not any("nan" in cell for s in (main, log_p) for row in s.rows for cell in row)
     assert main.rows[2][8:] == ["", ""]
     assert [row[:3] for row in log_p.rows][0] == ["xquad", "none", ""]
     assert log_p.rows[0][3] == "-2.200"
     assert all(len(row) == len(main.columns) for s in (main, log_p) for row in s.rows)
+
+
+def test_what_does_not_change_has_no_interval() -> None:
+    still = {"none": BEFORE, "U fr": {"en": 0.8, "fr": 0.6}, "U de": {"en": 0.8, "de": 0.2}}
+    matrix = solved(still, task="xcsqa", controls=2, count=20)
+    result = MWork({"xcsqa": matrix}, {"xcsqa": ("U",)}, {"task": (0,)}, {})
+    main = mwork_sections("mwork", result)[0]
+    cells = dict(zip(main.columns, main.rows[1], strict=True))
+    assert (cells["ΔEnglish"], "[" in cells["Δothers"]) == ("+0.000", True)
+    serialised(plot.mwork(result))
 
 
 def test_regions_neurons_and_tests_are_said() -> None:
@@ -283,5 +304,19 @@ def test_regions_neurons_and_tests_are_said() -> None:
         "task attention 2, task mlp 9, generation 1)."
     )
     assert text[-1].startswith("Judged by: xquad F1, xcsqa accuracy. A language's neurons")
-    assert "p of Δ and of Δothers: own against random neurons" in text[-1]
-    assert "Δothers: against 0" in mwork_sections("mwork", story(controls=0))[0].text[-1]
+    assert "p of Δ and of Δothers: that they are 0, by a sign-flip test over items" in text[-1]
+    assert "one random set for each language" in text[-1]
+    bare, several = (mwork_sections("m", story(controls=n))[0].text[-1] for n in (0, 3))
+    assert "one more random" not in bare and "one random set" not in bare
+    assert "p, one more random: how probable it is that other random sets" in several
+
+
+def test_the_papers_table_has_a_test_against_random_sets_if_there_are_several() -> None:
+    result = story(controls=3)
+    for section, metric in zip(mwork_sections("m", result), (None, "log_probability"), strict=True):
+        assert section.columns[-1] == "p(Δ), one more random"
+        assert {len(row) for row in section.rows} == {len(section.columns)}
+        shown = [row[-1] for row in section.rows if row[1] != "none"]
+        assert shown == [p_value(p) for p in result.to_frame(metric)["p_random_holm"]]
+        assert any(shown)
+    assert mwork_sections("m", story())[0].columns[-1] == "p(Δothers)"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 
 from lens_lang.errors import OptionError
@@ -15,7 +16,13 @@ from lens_lang.evaluate.answers import AnswerScores
 from lens_lang.evaluate.categories import CategoryEffect
 from lens_lang.evaluate.nll import DocumentNLL
 from lens_lang.evaluate.perplexity import PerplexityMatrix
-from lens_lang.evaluate.significance import holm, sign_flip_test
+from lens_lang.evaluate.significance import (
+    holm,
+    paired_share_interval,
+    prediction_interval,
+    prediction_test,
+    sign_flip_test,
+)
 from lens_lang.sections.effect import effect_section
 from lens_lang.sections.section import p_value
 from lens_lang.sections.sharing import category_effect_section
@@ -107,6 +114,179 @@ def test_what_cannot_be_tested_is_nan() -> None:
     assert sign_flip_test(torch.tensor([5.0])).item() == 1.0  # one document says nothing
     with pytest.raises(OptionError, match="at least 1, got 0"):
         sign_flip_test(torch.zeros(3), resamples=0)
+
+
+# --- one more random draw ---
+
+
+def test_ps_of_one_more_draw_are_students() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        n = int(torch.randint(2, 40, (1,), generator=generator))
+        draws = torch.randn(n, generator=generator, dtype=torch.float64) * 0.1 + 0.3
+        value, error = (float(x) for x in torch.rand(2, generator=generator).double())
+        spread = math.sqrt(float(draws.var()) * (1 + 1 / n) + error**2)
+        expected = 2 * stats.t.sf(abs(value - float(draws.mean())) / spread, n - 1)
+        assert prediction_test(value, draws, error) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    draws=st.lists(st.floats(-5, 5), min_size=2, max_size=8),
+    value=st.floats(-9, 9),
+    error=st.floats(0.01, 3),
+    level=st.floats(0.01, 0.99),
+)
+def test_p_is_below_a_level_where_the_value_lies_outside_the_interval(
+    draws: list[float], value: float, error: float, level: float
+) -> None:
+    given_draws = torch.tensor(draws, dtype=torch.float64)
+    p = prediction_test(value, given_draws, error)
+    assert 0 <= p <= 1
+    low, high = prediction_interval(
+        given_draws, torch.tensor(error).double(), level=1 - level
+    ).tolist()
+    if any(draws) and abs(p - level) > 1e-6:  # draws that all do nothing have their own interval
+        assert (p < level) == (not low <= value <= high)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    draws=st.lists(st.floats(-5, 5), min_size=2, max_size=8),
+    value=st.floats(-9, 9),
+    error=st.floats(0.01, 3),
+    moved=st.floats(-9, 9),
+    factor=st.floats(0.01, 100),
+)
+def test_neither_direction_nor_unit_nor_zero_matters_to_a_prediction(
+    draws: list[float], value: float, error: float, moved: float, factor: float
+) -> None:
+    given_draws = torch.tensor(draws, dtype=torch.float64)
+    p = prediction_test(value, given_draws, error)
+    assert prediction_test(-value, -given_draws, error) == pytest.approx(p)
+    assert prediction_test(value + moved, given_draws + moved, error) == pytest.approx(p, abs=1e-6)
+    scaled = prediction_test(value * factor, given_draws * factor, error * factor)
+    assert scaled == pytest.approx(p, abs=1e-6)
+    assert prediction_test(value, given_draws.flip(0), error) == pytest.approx(p, abs=1e-9)
+    middle = float(given_draws.mean())
+    mirrored = prediction_test(2 * middle - value, given_draws, error)
+    assert mirrored == pytest.approx(p, abs=1e-6)
+    assert prediction_test(value, given_draws, error * 2) >= p - 1e-9  # who knows less says less
+
+
+@pytest.mark.parametrize("draws", [2, 3, 5, 12])
+def test_ps_of_one_more_draw_are_uniform_where_it_is_one(draws: int) -> None:
+    values = some(3000, 1 + draws, seed=draws) * 0.2 + 3
+    p = torch.tensor([prediction_test(float(row[0]), row[1:], 0.0) for row in values])
+    for level in (0.01, 0.05, 0.2, 0.5, 0.8):
+        error = 4 * math.sqrt(level * (1 - level) / 3000)
+        assert float((p < level).double().mean()) == pytest.approx(level, abs=error)
+    # and small where it is none; two draws find little
+    far = [prediction_test(float(row[0]) + 3, row[1:], 0.0) for row in values[:300]]
+    assert sum(each < 0.05 for each in far) / 300 > (0.3 if draws == 2 else 0.8)
+
+
+def test_what_one_draw_says_of_others_is_nothing() -> None:
+    nan = math.nan
+    for value, draws in [
+        (1.0, []), (1.0, [0.0]), (0.0, [0.0]), (nan, [0.0, 1.0]), (1.0, [0.0, nan]),
+        (1.0, [nan, nan]), (1.0, [0.0, math.inf]),
+    ]:  # fmt: skip
+        assert math.isnan(prediction_test(value, torch.tensor(draws), 0.1))
+    assert prediction_test(0.0, torch.zeros(2), 0.0) == 1.0
+    assert math.isnan(prediction_test(0.5, torch.zeros(3), 0.0))  # nothing varies, and this differs
+    assert prediction_test(0.0, torch.zeros(3), 0.5) == pytest.approx(1.0)
+
+
+# --- a change of a share ---
+
+
+def newcombe(both: int, lost: int, gained: int, neither: int) -> tuple[float, float]:
+    """Method 10 of Newcombe (1998) from the fourfold table: items right before and after, ..."""
+    n = both + lost + gained + neither
+    z = stats.norm.ppf(0.975)
+
+    def wilson(right: int) -> tuple[float, float]:
+        middle = 2 * right + z * z
+        root = z * math.sqrt(z * z + 4 * right * (n - right) / n)
+        return (middle - root) / (2 * (n + z * z)), (middle + root) / (2 * (n + z * z))
+
+    before, after = both + lost, both + gained
+    (l1, u1), (l2, u2) = wilson(before), wilson(after)
+    p1, p2 = before / n, after / n
+    product_of_margins = before * (n - before) * after * (n - after)
+    cross = both * neither - lost * gained
+    corrected = cross if cross < 0 else max(cross - n / 2, 0)
+    phi = corrected / math.sqrt(product_of_margins) if product_of_margins else 0.0
+    down, up = (p2 - l2, u1 - p1), (u2 - p2, p1 - l1)
+    width = [math.sqrt(a * a - 2 * phi * a * b + b * b) for a, b in (down, up)]
+    return p2 - p1 - width[0], p2 - p1 + width[1]
+
+
+def table(both: int, lost: int, gained: int, neither: int) -> tuple[Tensor, Tensor]:
+    before = [1] * both + [1] * lost + [0] * gained + [0] * neither
+    after = [1] * both + [0] * lost + [1] * gained + [0] * neither
+    return torch.tensor(before).double(), torch.tensor(after).double()
+
+
+def test_the_interval_of_a_textbooks_table() -> None:
+    # Altman et al. (2000), Statistics with confidence, table 6.2: 14, 5, 0, 22
+    low, high = paired_share_interval(*table(14, 5, 0, 22))
+    assert (low, high) == pytest.approx((-0.226, -0.011), abs=6e-4)
+
+
+COUNTS = st.tuples(*[st.integers(0, 12)] * 4).filter(any)
+
+
+@settings(max_examples=200, deadline=None)
+@given(COUNTS)
+def test_the_interval_of_a_changed_share_is_newcombes(counts: tuple[int, int, int, int]) -> None:
+    before, after = table(*counts)
+    low, high = paired_share_interval(before, after)
+    assert (low, high) == pytest.approx(newcombe(*counts), abs=1e-9)
+    change = float(after.mean() - before.mean())
+    assert -1 - 1e-12 <= low <= change + 1e-12
+    assert change - 1e-12 <= high <= 1 + 1e-12
+    assert low < high  # however little changed
+    back = paired_share_interval(after, before)
+    assert back == pytest.approx((-high, -low))
+    turned = paired_share_interval(1 - before, 1 - after)
+    assert turned == pytest.approx((-high, -low))
+    order = torch.randperm(len(before), generator=torch.Generator().manual_seed(0))
+    assert paired_share_interval(before[order], after[order]) == pytest.approx((low, high))
+    wide = paired_share_interval(before, after, level=0.99)
+    assert wide[0] <= low + 1e-12 and high <= wide[1] + 1e-12
+
+
+def test_items_that_do_not_change_say_how_many_might() -> None:
+    for right in (0, 3, 10):
+        widths = []
+        for copies in (1, 4, 16):
+            before, _ = table(right * copies, 0, 0, (10 - right) * copies)
+            low, high = paired_share_interval(before, before)
+            assert low == pytest.approx(-high) and high > 0
+            widths.append(high)
+        assert widths == sorted(widths, reverse=True)
+    assert all(map(math.isnan, paired_share_interval(torch.zeros(0), torch.zeros(0))))
+    # all of them changed
+    low, high = paired_share_interval(torch.ones(20), torch.zeros(20))
+    assert low == -1.0 < high < -0.75
+    with pytest.raises(OptionError, match="between 0 and 1, got 95"):
+        paired_share_interval(torch.zeros(2), torch.zeros(2), level=95.0)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.1, 0.3), (0.95, 0.9)])
+def test_the_interval_covers_the_change_as_often_as_it_says(shares: tuple[float, float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(500):
+        chance = torch.rand(24, generator=generator)
+        other = torch.rand(24, generator=generator)
+        again = torch.where(torch.rand(24, generator=generator) < 0.6, chance, other)
+        before, after = (chance < shares[0]).double(), (again < shares[1]).double()
+        low, high = paired_share_interval(before, after)
+        covered += low <= shares[1] - shares[0] <= high
+    assert covered / 500 > 0.92
 
 
 # --- Holm ---

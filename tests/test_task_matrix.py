@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import math
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,9 @@ from lens_lang.evaluate.metrics import exact_match, number_match, rouge_l, token
 from lens_lang.evaluate.significance import (
     holm,
     mean_interval,
+    paired_share_interval,
     prediction_interval,
+    prediction_test,
     share_interval,
     sign_flip_test,
 )
@@ -316,7 +319,7 @@ def test_items_to_choose_from_must_have_options(mixed: bool) -> None:
 
 def test_no_hooks_change_nothing_and_cost_nothing(counting: CountingTasks) -> None:
     items = chosen_items()
-    found = solve(items, {"nothing": [], "none": {"en": [], "fr": []}}, controls=2)
+    found = solve(items, {"nothing": [], "neither": {"en": [], "fr": []}}, controls=2)
     assert len(counting.calls) == 3
     for lang in ("en", "fr"):
         assert bool((found.scores[lang] == found.scores[lang][:, :1]).all())
@@ -346,13 +349,14 @@ def test_hooks_by_language_leave_other_languages_untested(counting: CountingTask
     assert torch.equal(alone.scores["fr"], found.scores["fr"][:, [0, 1, 3]])
 
 
-def test_controls_are_matched_ones_seeded_by_name_language_and_draw() -> None:
+def test_controls_are_matched_ones_seeded_by_name_and_draw() -> None:
     items = chosen_items()
     found = solve(items, {"b": hooks(1), "a": hooks()}, controls=2)
     for lang in items.languages:
         one = TaskItems(XCSQA, {lang: items.items[lang]}, "here")
         for draw in range(2):
-            drawn = matched_control(hooks(), generator=seeded(0, "a", lang, draw))
+            # the same neurons in every language
+            drawn = matched_control(hooks(), generator=seeded(0, "a", draw))
             expected = solve(one, {"x": drawn}).of(lang, "log_probability")[1]
             assert torch.equal(found.controls(2, lang, "log_probability")[draw], expected)
     alone = solve(items, {"a": hooks()}, controls=1)
@@ -416,8 +420,11 @@ def test_the_frame_by_hand(metric: str | None) -> None:
         ["xquad", name, "one", "fr", 3],
         ["xquad", name, "two", "en", 4],
     ]
+    columns = ["change", "change_low", "change_high", "p", "control", "control_low"]
+    columns += ["control_high", "p_random", "p_holm", "p_random_holm"]
+    assert list(frame)[8:] == columns
     place = ["f1", "exact_match", "log_probability"].index(name)
-    tests: list[float] = []
+    tests: dict[str, list[float]] = {"p": [], "p_random": []}
     for row in frame.to_dict("records"):
         scores = matrix.scores[row["language"]][place]
         run = ["none", "one", "two"].index(row["intervention"])
@@ -430,12 +437,19 @@ def test_the_frame_by_hand(metric: str | None) -> None:
         assert (row["score_low"], row["score_high"]) == ends
         assert row["score_low"] <= row["score"] + 1e-12
         assert row["change"] == pytest.approx(float(mine.mean() - before.mean()))
-        paired = mean_interval(mine - before).tolist()
-        assert [row["change_low"], row["change_high"]] == pytest.approx(paired)
+        paired = (
+            paired_share_interval(before, mine)
+            if name == "exact_match"
+            else tuple(mean_interval(mine - before).tolist())
+        )
         if run == 0:
-            assert all(math.isnan(row[each]) for each in ("control", "p", "p_holm"))
-            assert row["change"] == row["change_low"] == row["change_high"] == 0
+            unknown = ("control", "control_low", "control_high", *tests)
+            assert all(math.isnan(row[each]) for each in unknown)
+            assert all(math.isnan(row[f"{each}_holm"]) for each in tests)
+            assert row["change"] == 0
+            assert math.isnan(row["change_low"]) and math.isnan(row["change_high"])
             continue
+        assert (row["change_low"], row["change_high"]) == pytest.approx(paired)
         first, second = scores[1 + 2 * run] - before, scores[2 + 2 * run] - before
         control = (first + second) / 2
         assert row["control"] == pytest.approx(float(control.mean()))
@@ -443,10 +457,15 @@ def test_the_frame_by_hand(metric: str | None) -> None:
         draws = torch.stack([first.mean(), second.mean()])
         expected = prediction_interval(draws, error).tolist()
         assert [row["control_low"], row["control_high"]] == pytest.approx(expected)
-        tests.append(float(sign_flip_test(mine - before - control)))
-        assert row["p"] == pytest.approx(tests[-1])
-    adjusted = [*holm(torch.tensor(tests[:2])).tolist(), tests[2]]
-    assert frame["p_holm"].tolist()[2:] == pytest.approx(adjusted)
+        change = mine - before
+        apart = float((change - control).std()) / math.sqrt(len(change))
+        tests["p"].append(float(sign_flip_test(change)))
+        tests["p_random"].append(prediction_test(float(change.mean()), draws, apart))
+        for each, values in tests.items():
+            assert row[each] == pytest.approx(values[-1])
+    for each, values in tests.items():
+        adjusted = [*holm(torch.tensor(values[:2]).double()).tolist(), values[2]]
+        assert frame[f"{each}_holm"].tolist()[2:] == pytest.approx(adjusted)
 
 
 def test_without_controls_a_change_is_tested_against_none() -> None:
@@ -460,6 +479,68 @@ def test_without_controls_a_change_is_tested_against_none() -> None:
         assert math.isnan(row["control"])
         assert math.isnan(row["control_low"])
         assert row["p"] == float(sign_flip_test(scores[run] - scores[0]))
+        assert math.isnan(row["p_random"]) and math.isnan(row["p_random_holm"])
+
+
+@pytest.mark.parametrize("controls", [1, 2])
+def test_what_it_does_is_tested_whatever_random_sets_do(controls: int) -> None:
+    whole = handmade()
+    runs = [0, 1, 2, *range(3, 3 + controls), *range(5, 5 + controls)]
+    found = dataclasses.replace(
+        whole, n_controls=controls, scores={x: each[:, runs] for x, each in whole.scores.items()}
+    ).to_frame()
+    bare = dataclasses.replace(
+        whole, n_controls=0, scores={x: each[:, :3] for x, each in whole.scores.items()}
+    ).to_frame()
+    same_columns = ["score", "score_low", "change", "change_low", "change_high", "p", "p_holm"]
+    assert found[same_columns].equals(bare[same_columns])
+    assert found["control"][2:].notna().all()
+    assert bool(found["p_random"][2:].notna().all()) == (controls > 1)  # one draw says nothing
+
+
+def drawn_alike(
+    kind: str, *, interventions: int = 6, draws: int = 3, items: int = 30, seed: int = 0
+) -> TaskMatrix:
+    """Interventions that are themselves random sets: all effects from one distribution."""
+    generator = torch.Generator().manual_seed(seed)
+    runs = interventions * (1 + draws)
+    effects = torch.randn(runs, 1, generator=generator, dtype=torch.float64) * 0.3
+    before = torch.rand(1, items, generator=generator, dtype=torch.float64)
+    noise = torch.rand(runs, items, generator=generator, dtype=torch.float64)
+    if kind == "accuracy":  # an item turns wrong with a probability that is the set's own
+        scores = torch.cat([(before < 0.8).double(), (before < 0.8) * (noise > effects.abs())])
+    else:
+        scores = torch.cat([before, before + effects + 0.2 * (noise - 0.5)])
+    return TaskMatrix(
+        "xnli",
+        tuple(f"set {number}" for number in range(interventions)),
+        ("en",),
+        {"en": tuple(map(str, range(items)))},
+        {"en": scores.repeat(3, 1, 1)},
+        {"en": (("a",) * items,) * len(scores)},
+        draws,
+    )
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "log_probability"])
+@pytest.mark.parametrize("draws", [2, 4])
+def test_a_set_that_is_a_random_one_is_seldom_beyond_random_ones(kind: str, draws: int) -> None:
+    frames = [drawn_alike(kind, draws=draws, seed=seed).to_frame(kind) for seed in range(50)]
+    p = torch.tensor([each for frame in frames for each in frame["p_random"][1:]]).double()
+    assert len(p) == 300 and not p.isnan().any()
+    assert float((p < 0.05).double().mean()) <= 0.1
+    # while all of them do something, which is another question
+    changed = [each for frame in frames for each in frame["p"][1:]]
+    assert sum(each < 0.05 for each in changed) / 300 > 0.4
+
+
+def test_a_set_far_beyond_random_ones_is_found() -> None:
+    matrix = drawn_alike("log_probability", draws=6)
+    matrix.scores["en"][:, 1] = matrix.scores["en"][:, 0] - 3
+    frame = matrix.to_frame("log_probability")
+    assert frame["p_random"][1] < 0.001
+    # one language, one test
+    assert frame["p_random_holm"][1] == pytest.approx(frame["p_random"][1], rel=1e-6)
 
 
 def test_a_planted_change_is_found_and_none_is_not() -> None:
@@ -477,6 +558,9 @@ def test_a_planted_change_is_found_and_none_is_not() -> None:
     _, hurts, harmless = matrix.to_frame().to_dict("records")
     assert (hurts["change"], hurts["control"], harmless["change"]) == (-1.0, 0.0, 0.0)
     assert hurts["p"] < 1e-3 < harmless["p"] == 1.0
+    # where no item changed, one more may
+    assert harmless["change_low"] < 0 < harmless["change_high"]
+    assert hurts["change_low"] == -1.0 < hurts["change_high"] < -0.75
     assert (hurts["score_low"], harmless["score_high"]) == (0.0, 1.0)
 
 
@@ -561,10 +645,9 @@ def reworded(items: TaskItems, **changes: Any) -> TaskItems:
     "change",
     [
         partial(reworded, prompt="what"),
-        partial(reworded, references=("b",)),
         partial(reworded, options=("a", "b", "c")),
         partial(reworded, options=("b", "a")),
-        lambda items: dataclasses.replace(items, task=XNLI),
+        partial(reworded, options=("a", "d")),
     ],
 )
 def test_what_was_measured_otherwise_is_measured_anew(tmp_path: Path, change: Any) -> None:
@@ -573,6 +656,99 @@ def test_what_was_measured_otherwise_is_measured_anew(tmp_path: Path, change: An
     other = change(items)
     same(solve(other, {}, run_dir=tmp_path), solve(other, {}))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        partial(reworded, references=("b",)),
+        partial(reworded, references=("b", "a")),
+        partial(reworded, name="y"),
+        lambda items: dataclasses.replace(items, task=XNLI),
+    ],
+)
+def test_other_right_answers_and_names_are_judged_from_what_was_measured(
+    tmp_path: Path, counting: CountingTasks, change: Any
+) -> None:
+    items = TaskItems(XCSQA, {"en": (Item("x", "who", ("a",), ("a", "b")),)}, "here")
+    solve(items, {"off": hooks()}, run_dir=tmp_path)
+    other = change(items)
+    counting.calls.clear()
+    reads = counting.reads
+    found = solve(other, {"off": hooks()}, run_dir=tmp_path)
+    assert counting.calls == [] and counting.reads == reads
+    same(found, solve(other, {"off": hooks()}))
+
+
+# What is kept is what the model did: a mended metric has to reach what was measured before.
+def test_generated_answers_are_judged_anew_each_time(
+    tmp_path: Path, counting: CountingTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = generated_items(XQUAD)
+    before = solve(items, {"x": hooks()}, controls=1, run_dir=tmp_path)
+    counting.calls.clear()
+    reads = counting.reads
+    # other references behind the first, whose likelihood was measured
+    more = {
+        lang: tuple(
+            dataclasses.replace(item, references=(item.references[0], answer or "7"))
+            for item, answer in zip(some, before.answers[lang][0], strict=True)
+        )
+        for lang, some in items.items.items()
+    }
+    others = dataclasses.replace(items, items=more)
+    found = solve(others, {"x": hooks()}, controls=1, run_dir=tmp_path)
+    for lang, said in before.answers.items():
+        expected = [1.0 if exact_match(x or "", (x or "",), lang) else 0.0 for x in said[0]]
+        assert found.of(lang, "exact_match")[0].tolist() == expected
+    # another metric of the same answers
+    number = dataclasses.replace(items, task=dataclasses.replace(XQUAD, metric="number"))
+    solved = solve(number, {"x": hooks()}, controls=1, run_dir=tmp_path)
+    assert solved.metrics == METRICS["number"]
+    assert solved.answers == before.answers
+    assert solved.of("fr", "log_probability").equal(before.of("fr", "log_probability"))
+    # and a metric that was mended
+    monkeypatch.setitem(solving._JUDGES, "f1", {"f1": lambda *_: 0.25, "exact_match": exact_match})
+    mended = solve(items, {"x": hooks()}, controls=1, run_dir=tmp_path)
+    assert bool((mended.of("en") == 0.25).all())
+    assert mended.of("en", "exact_match").equal(before.of("en", "exact_match"))
+    assert counting.calls == [] and counting.reads == reads
+
+
+def test_parts_hold_answers_and_log_probabilities_and_no_scores(tmp_path: Path) -> None:
+    items = generated_items(XQUAD)
+    found = solve(items, {}, run_dir=tmp_path)
+    parts = [json.loads(file.read_text())["part"] for file in tmp_path.iterdir()]
+    assert {frozenset(each) for each in parts} == {
+        frozenset({"answers", "log_probabilities", "n_tokens"})
+    }
+    assert sorted(tuple(each["answers"]) for each in parts) == sorted(
+        rows[0] for rows in found.answers.values()
+    )
+    solve(chosen_items(), {}, run_dir=tmp_path / "chosen")
+    for file in (tmp_path / "chosen").iterdir():
+        assert set(json.loads(file.read_text())["part"]) == {"log_probabilities", "n_tokens"}
+
+
+def test_other_first_references_are_measured_anew(tmp_path: Path) -> None:
+    items = TaskItems(XQUAD, {"en": (Item("x", "who", ("a", "b")),)}, "here")
+    solve(items, {}, run_dir=tmp_path)
+    other = reworded(items, references=("b", "a"))
+    same(solve(other, {}, run_dir=tmp_path), solve(other, {}))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_attached_to_the_model_is_measured_and_not_kept(tmp_path: Path) -> None:
+    items = chosen_items()
+    expected = solve(items, {"x": hooks()}).scores
+    with toy().hooks(fwd_hooks=hooks()):
+        found = solve(items, {}).scores
+        with pytest.raises(OptionError, match="Hooks are attached .*leave out run_dir"):
+            solve(items, {}, run_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+    for lang in items.languages:
+        torch.testing.assert_close(found[lang][:, 0], expected[lang][:, 1])
+    solve(items, {}, run_dir=tmp_path)  # nothing is left on it
 
 
 def test_hooks_length_and_stops_are_not_mixed_up(tmp_path: Path) -> None:
@@ -666,6 +842,13 @@ def test_impossible_tests_are_refused(options: Any, message: str) -> None:
             "no hook point 'blocks.0.mlp.hook_pots'; did you mean",
         ),
         ({"x": {"fr": [("blocks.9.hook_out", nothing)]}}, SiteError, "no hook point 'blocks.9"),
+        ({"none": hooks()}, OptionError, "No intervention can be called 'none'"),
+        ({"none": {"fr": []}}, OptionError, "that is the run without any"),
+        (
+            {"x": {"fr": ablate(some_neurons(toy()), positions="new")}},
+            OptionError,
+            "make them with positions='all'",
+        ),
     ],
 )
 def test_what_cannot_be_tested_is_refused_before_anything_is_measured(

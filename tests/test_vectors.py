@@ -310,8 +310,41 @@ def test_the_matched_control_of_a_shift_is_a_shift_of_the_same_layers() -> None:
     for one, another in ((hooks, first), (first, other)):
         cosine = torch.nn.functional.cosine_similarity(vectors(one), vectors(another))
         assert cosine.abs().max() < 0.6
-    # layers are drawn each for itself
-    assert abs(float(torch.nn.functional.cosine_similarity(*vectors(first), dim=0))) < 0.6
+    # one direction for all layers, as the differences of two languages have nearly one
+    torch.testing.assert_close(torch.nn.functional.normalize(vectors(first))[0],
+                               torch.nn.functional.normalize(vectors(first))[1])  # fmt: skip
+
+
+def test_every_shift_among_hooks_gets_the_same_random_direction() -> None:
+    hooks = shift(means(), source="en", target="fr", layers=[0, 1, 2])
+    turned = shift(means(seed=1), source="fr", target="de", layers=1, strength=-3, positions="new")
+    drawn = matched_control(hooks + turned, generator=torch.Generator().manual_seed(0))
+    directions = torch.nn.functional.normalize(vectors(drawn))
+    torch.testing.assert_close(directions, directions[:1].expand_as(directions))
+    torch.testing.assert_close(vectors(drawn).norm(dim=1), vectors(hooks + turned).norm(dim=1))
+    # alone, and beside neurons, a vector's direction is that of the same source
+    alone = matched_control(turned, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(vectors(alone), vectors(drawn)[-1:])
+
+
+@MANY
+@given(
+    values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=40),
+    seed=st.integers(0, 2**32),
+    factor=st.floats(1e-3, 1e3),
+)
+def test_a_vector_along_a_direction_keeps_its_length_and_takes_the_direction(
+    values: list[float], seed: int, factor: float
+) -> None:
+    edit = VectorEdit(1, torch.tensor(values), "prompt")
+    direction = torch.randn(len(values), generator=torch.Generator().manual_seed(seed))
+    found = edit.along(direction)
+    assert (found.layer, found.positions) == (1, "prompt")
+    expected = direction / direction.norm() * edit.vector.norm()
+    torch.testing.assert_close(found.vector, expected, rtol=1e-4, atol=1e-6)
+    again = edit.along(direction * factor).vector
+    torch.testing.assert_close(again, found.vector, rtol=1e-4, atol=1e-6)
+    assert edit.vector.tolist() == torch.tensor(values).tolist()
 
 
 def test_neurons_and_vectors_have_controls_together(llama: Any) -> None:

@@ -69,7 +69,7 @@ def generate(
     positions: Annotated[
         str, typer.Option(help="Intervene on all tokens, the prompt only, or new ones only.")
     ] = "all",
-    controls: Annotated[int, typer.Option(help="Random controls per intervention.")] = 1,
+    controls: Annotated[int, typer.Option(help="Random controls per intervention.")] = 3,
     identifier: Annotated[str, typer.Option(help="Of languages: langid or lingua.")] = "langid",
     batch_size: Annotated[int, typer.Option(help="Questions at once.")] = 24,
     seed: Annotated[int, typer.Option(help="Of drawing tokens and random neurons.")] = 0,

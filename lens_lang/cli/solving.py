@@ -122,7 +122,7 @@ def mwork(
     metric: Annotated[
         str | None, typer.Option(help="Of the table and of --tune, such as log_probability.")
     ] = None,
-    controls: _Controls = 1,
+    controls: _Controls = 3,
     new_tokens: _NewTokens = None,
     batch_size: _Batch = 16,
     seed: _Seed = 0,

@@ -249,7 +249,7 @@ def _spoken_tokens(model: Any, answer: Mapping[str, Any]) -> list[int]:
 
     def says_all(count: int) -> bool:
         said = tokenizer.decode(tokens[:count], skip_special_tokens=True)
-        return len(said.strip()) >= len(text.strip())
+        return said.strip().startswith(text.strip())  # and not half of its last letter
 
     return tokens[: bisect_left(range(len(tokens)), True, key=says_all)]
 

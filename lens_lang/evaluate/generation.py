@@ -244,11 +244,15 @@ class GenerationMatrix:
         questions = self._questions[asked]
         mine, earlier = by_cluster(hits, questions), by_cluster(before, questions)
         low, high = share_interval(float(hits.mean()) * len(mine), len(mine))
-        gain_low, gain_high = paired_share_interval(earlier, mine)
+        gain_low, gain_high = (
+            paired_share_interval(earlier, mine) if run else (float("nan"), float("nan"))
+        )
         controls = [self._hits(control, run)[asked] for control in self._controls(run)]
         drawn = torch.stack(controls) if controls else hits.new_zeros(0, len(hits))
         apart = by_cluster(hits - drawn.mean(0), questions)
-        error = float(apart.std()) / len(apart) ** 0.5 if len(apart) > 1 else 0.0
+        spread = float(apart.std()) if len(apart) > 1 else 0.0
+        # No less than half an answer: where all are alike, the next one may still differ.
+        error = max(spread / len(apart) ** 0.5, 0.5 / len(apart))
         wanted = {self._wanted(run, place) for place in asked}
         named = self.interventions[run - 1] if run else WITHOUT
         about = self.steering.get(named, {})
@@ -256,7 +260,7 @@ class GenerationMatrix:
             each: [self._tokens(run, place) for place in self._asked(run, each)]
             for each in ([lang] if lang else self.groups)
         }
-        spread = [distinct_n(some) for some in answers.values() if some]
+        varied = [distinct_n(some) for some in answers.values() if some]
         said = [each for some in answers.values() for each in some]
         nll = self.nll[run][asked]
         return {
@@ -271,7 +275,7 @@ class GenerationMatrix:
             "rate_low": low,
             "rate_high": high,
             "before": float(before.mean()),
-            "gain": float((hits - before).mean()),
+            "gain": float((mine - earlier).mean()),
             "gain_low": gain_low,
             "gain_high": gain_high,
             "p": float(sign_flip_test(mine - earlier)) if run else float("nan"),
@@ -280,8 +284,8 @@ class GenerationMatrix:
             if controls
             else float("nan"),
             "line_pass": self._line_pass(run, asked),
-            "distinct_1": float(torch.tensor([one for one, _ in spread]).nanmean()),
-            "distinct_2": float(torch.tensor([two for _, two in spread]).nanmean()),
+            "distinct_1": _mean_of([one for one, _ in varied]),
+            "distinct_2": _mean_of([two for _, two in varied]),
             "repetition": sum(map(repetition, said)) / max(len(said), 1),
             "nll": float(nll.mean()) if len(asked) else float("nan"),
         }
@@ -389,6 +393,11 @@ def by_cluster(
     names, places = torch.unique(clusters, return_inverse=True)
     sums = torch.zeros(len(names), dtype=values.dtype).index_add_(0, places, values)
     return sums / torch.bincount(places, minlength=len(names))
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    """Of those that are numbers."""
+    return float(torch.tensor(values, dtype=torch.float64).nanmean())
 
 
 def distinct_n(answers: Sequence[Sequence[int]]) -> tuple[float, float]:

@@ -86,7 +86,7 @@ def mwork(
     *,
     regions: Regions | RegionSearch = Regions(),  # noqa: B008  frozen
     settings: Mapping[str, Sequence[str]] | None = None,
-    options: TaskOptions = TaskOptions(controls=1),  # noqa: B008  frozen
+    options: TaskOptions = TaskOptions(controls=3),  # noqa: B008  frozen
     run_dir: str | Path | None = None,
     progress: bool = True,
 ) -> MWork:

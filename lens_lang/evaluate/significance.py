@@ -296,7 +296,7 @@ def prediction_test(
         standard_error: Of the difference between the two, from the choice of items.
 
     Returns:
-        p; NaN for fewer than two draws.
+        p; NaN for fewer than two draws, or where they are all alike and the value is another.
 
     Examples:
         >>> round(prediction_test(1.0, torch.tensor([0.1, -0.1, 0.0]), 0.0), 3)
@@ -305,11 +305,13 @@ def prediction_test(
     n = len(draws)
     if n < 2 or not bool(torch.isfinite(draws).all()) or value != value:
         return math.nan
-    distance = abs(value - float(draws.mean()))
-    spread = math.sqrt(float(draws.var()) * (1 + 1 / n) + standard_error**2)
-    if spread == 0:
-        return 1.0 if distance == 0 else 0.0
-    return 1 - _student_within(distance / spread, n - 1)
+    distance = abs(value - float(draws.double().mean()))
+    spread = math.sqrt(float(draws.double().var()) * (1 + 1 / n) + standard_error**2)
+    rounding = _ROUNDING * max(abs(value), float(draws.abs().max()), 1e-300)
+    if distance <= rounding:
+        return 1.0
+    # Draws that are all alike, such as at the floor, do not say how much they might differ.
+    return math.nan if spread <= rounding else 1 - _student_within(distance / spread, n - 1)
 
 
 def paired_share_interval(

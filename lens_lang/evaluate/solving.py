@@ -238,10 +238,7 @@ class _Solver:
             "what": "task",
             "model": self.weights,
             "language": lang,
-            "prompts": [
-                [item.prompt, list(item.options) or item.references[0]]
-                for item in self.items.items[lang]
-            ],
+            "prompts": [[item.prompt, list(self._scored(item))] for item in self.items.items[lang]],
             "generated": None
             if self.items.task.metric == "choice"
             else [self._new_tokens, list(self.items.stops[lang])],
@@ -249,13 +246,18 @@ class _Solver:
         }
         return dict(self.parts.get(key, measure))
 
+    def _scored(self, item: Item) -> tuple[str, ...]:
+        """What is scored behind an item's prompt: all options, or the right answer."""
+        choosing = self.items.task.metric == "choice"
+        return item.options if choosing else item.references[:1]
+
     @property
     def _new_tokens(self) -> int:
         return self.options.new_tokens or self.items.task.new_tokens
 
     def _solve(self, lang: str, hooks: FwdHooks) -> dict[str, Any]:
         some = self.items.items[lang]
-        scored = [item.options or item.references[:1] for item in some]
+        scored = [self._scored(item) for item in some]
         found = self._likelihoods(some, scored, lang, hooks)
         kept: dict[str, Any] = {
             "log_probabilities": [[each.log_probability for each in row] for row in found],

@@ -21,7 +21,7 @@ from lens_lang.evaluate.significance import (
     prediction_test,
     sign_flip_test,
 )
-from lens_lang.evaluate.task_scores import TaskMatrix
+from lens_lang.evaluate.task_scores import HITS, TaskMatrix
 from lens_lang.storage import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -199,21 +199,24 @@ class _Story:
         run = 1 + self.matrix.interventions.index(f"{self.setting} {off}")
         return self.matrix.of(tested, self.metric)[run]
 
-    def english(self, kind: str) -> Float[Tensor, "item"]:
-        return torch.stack([self.scores(kind, lang, PIVOT) for lang in self.others]).mean(0)
+    def english_change(self, kind: str) -> Float[Tensor, "item"]:
+        """Of English, over the languages: differences first, so that no change is exactly none."""
+        before = self.before(PIVOT)
+        changes = [self.scores(kind, lang, PIVOT) - before for lang in self.others]
+        return torch.stack(changes).mean(0)
 
     def rows(self) -> list[dict[str, Any]]:
         found = []
         for kind in self.kinds:
-            english, others = self.english(kind), {x: self.scores(kind, x, x) for x in self.others}
-            changes = {PIVOT: english - self.before(PIVOT)}
+            others = {x: self.scores(kind, x, x) for x in self.others}
+            changes = {PIVOT: self.english_change(kind)}
             changes |= {lang: scores - self.before(lang) for lang, scores in others.items()}
             row: dict[str, Any] = {
                 "task": self.matrix.task,
                 "metric": self.metric or self.matrix.metrics[0],
                 "off": self.setting,
                 "neurons": kind,
-                "english": float(english.mean()),
+                "english": float((self.before(PIVOT) + changes[PIVOT]).mean()),
                 "others": sum(float(each.mean()) for each in others.values()) / len(others),
             }
             resampled = self._resampled(changes)
@@ -224,7 +227,8 @@ class _Story:
             values["delta"] = values["d_english"] - values["d_others"]
             for name, value in values.items():
                 low, high = percentile_interval(resampled[name]).tolist()
-                if float(resampled[name].std()) == 0:  # no item changed: drawing again is no news
+                if value == 0 and float(resampled[name].std()) == 0:
+                    # No item changed, and drawing the same ones again is no news.
                     low = high = float("nan")
                 row |= {name: value, f"{name}_low": low, f"{name}_high": high}
             found.append(row | self._tests(kind, changes))
@@ -266,13 +270,18 @@ class _Story:
             for lang, change in changes.items()
         }
         resampled = self._resampled(apart)
+        judged = self.metric or self.matrix.metrics[0]
+        # Where all items are alike, the next one may still differ.
+        least = 0.5 / len(changes[PIVOT]) if judged in HITS else 0.0
         mine = {lang: float(change.mean()) for lang, change in changes.items()}
         others = sum(mine[lang] for lang in self.others) / len(self.others)
         return (
             prediction_test(
-                mine[PIVOT] - others, means[PIVOT] - theirs, float(resampled["delta"].std())
+                mine[PIVOT] - others,
+                means[PIVOT] - theirs,
+                max(float(resampled["delta"].std()), least),
             ),
-            prediction_test(others, theirs, float(resampled["d_others"].std())),
+            prediction_test(others, theirs, max(float(resampled["d_others"].std()), least)),
         )
 
     def _draws(self, off: str, tested: str) -> Float[Tensor, "draw item"]:

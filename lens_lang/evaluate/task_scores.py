@@ -132,7 +132,9 @@ class TaskMatrix:
                 if bool(torch.isfinite(self.of(lang, metric)[run]).all())
             ]
             adjusted = {
-                f"{name}_holm": holm(torch.tensor([row[name] for row in mine]).double()).tolist()
+                f"{name}_holm": holm(
+                    torch.tensor([row[name] for row in mine], dtype=torch.float64)
+                ).tolist()
                 for name in ("p", "p_random")
             }
             rows += [
@@ -220,7 +222,9 @@ class TaskMatrix:
         )
         change = mine - scores[0]
         change_low, change_high = (
-            paired_share_interval(scores[0], mine)
+            (float("nan"), float("nan"))
+            if not run
+            else paired_share_interval(scores[0], mine)
             if name in HITS
             else mean_interval(change).tolist()
         )
@@ -234,6 +238,8 @@ class TaskMatrix:
             ends = prediction_interval(drawn.mean(1), spread.double()).tolist()
             apart = change - control
             error = float(apart.std()) / len(apart) ** 0.5 if many else 0.0
+            if name in HITS:  # where all items are alike, the next one may still differ
+                error = max(error, 0.5 / len(apart))
             p_random = prediction_test(float(change.mean()), drawn.mean(1), error)
         return {
             "task": self.task,

@@ -149,8 +149,7 @@ def _examples(name: str, matrix: GenerationMatrix, rows: list[_Row]) -> Section:
     if compared:
         text += (
             "; without intervention, and with the one that changed the share of the wanted "
-            "language most, "
-            + ("beside random controls" if matrix.n_controls else "compared with before")
+            "language most"
         )
     return Section(
         title=f"Some of the answers ({name})",
@@ -163,7 +162,7 @@ def _examples(name: str, matrix: GenerationMatrix, rows: list[_Row]) -> Section:
 
 
 def _strongest(rows: list[_Row]) -> str:
-    """The intervention that moved the share furthest from its control; empty if there is none."""
+    """The intervention that moved the share furthest; empty if there is none."""
     moved = [row for row in rows if row["intervention"] != WITHOUT and row["gain"] == row["gain"]]
     return str(max(moved, key=lambda row: abs(row["gain"]))["intervention"]) if moved else ""
 
