@@ -78,7 +78,8 @@ def _asked(matrix: GenerationMatrix) -> str:
     # py3langid's name ends in the languages it was to choose among, None for all
     judge = str(about.get("identifier") or "").removesuffix(" None")
     number = len(matrix.interventions)
-    beside = f", each beside {matrix.n_controls} random controls" if matrix.n_controls else ""
+    many = "" if matrix.n_controls == 1 else "s"
+    beside = f", each beside {matrix.n_controls} random control{many}" if matrix.n_controls else ""
     under = f" and under {number} intervention{'' if number == 1 else 's'}{beside}"
     return (
         f"{len(matrix.prompts)} open questions ({counts}), answered{model} without"
