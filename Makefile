@@ -10,7 +10,7 @@ demo: $(VENV)/.ready  ## find the language neurons of a real model, and prove th
 	$(RUN)/lens-lang demo
 
 # Two processes of one thread each: small models gain nothing from more threads.
-PARALLEL := OMP_NUM_THREADS=1 $(1) -m pytest -n 2 --dist loadfile
+PARALLEL = OMP_NUM_THREADS=1 $(1) -m pytest -n 2 --dist loadfile
 
 test: $(VENV)/.ready  ## the whole test suite, on TransformerLens 4
 	$(call PARALLEL,$(RUN)/python) --cov --cov-report=term:skip-covered
