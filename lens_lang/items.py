@@ -239,8 +239,8 @@ def open_questions(
         LanguageError: A language is unknown.
 
     Examples:
-        >>> print(open_questions(languages=["French"], limit=1)["fr"][0])
-        Q: Comment entretenir une plante d'intérieur pour qu'elle reste en bonne santé ?
+        >>> print(open_questions(languages=["English"], limit=1)["en"][0])
+        Q: How do you make a good cup of tea, and what mistakes do beginners often make?
         A:
     """
     if frame.count("{question}") != 1:

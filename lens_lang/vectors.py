@@ -88,6 +88,7 @@ def shift(
             strength is not finite.
 
     Examples:
+        >>> import torch
         >>> mean = Activations(("en", "fr"), torch.tensor([[[0.0, 1.0]], [[2.0, 1.0]]]),
         ...                    torch.zeros(2, 1, 2), torch.tensor([1, 1]), "residual")
         >>> (name, hook), = shift(mean, source="en", target="fr", layers=0)
