@@ -157,6 +157,11 @@ def gemma() -> Any:
     return load_model(PACKAGED)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The real model's tests first: they take longest, and the others fill in beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
 class LetterTokenizer:
     """A tokeniser without files: every character is a token."""
 
