@@ -297,7 +297,7 @@ class TestBaselines:
 
     def test_lave_does_not_take_the_up_projection(self) -> None:
         mean = torch.rand(2, 1, 3, dtype=torch.float64)
-        with pytest.raises(OptionError, match="not those of the up-projection"):
+        with pytest.raises(OptionError, match="in gate or product space"):
             lave(self.activations(mean, space="up"))
 
     def test_random_neurons_have_the_numbers_asked_for(self) -> None:
