@@ -248,6 +248,10 @@ if TYPE_CHECKING:
         Frequency,
         MeanActivation,
     )
+    from lens_lang.task_reading import (
+        read_task,
+        stream_task,
+    )
     from lens_lang.tasks import (
         MGSM,
         TASKS,
@@ -259,8 +263,6 @@ if TYPE_CHECKING:
         Task,
         TaskItems,
         find_task,
-        read_task,
-        stream_task,
     )
     from lens_lang.tuning import (
         Recipe,
@@ -369,6 +371,7 @@ _HOMES = {
         "preflight",
     ),
     "stats": ("ActivationFrequency", "Activations", "Frequency", "MeanActivation"),
+    "task_reading": ("read_task", "stream_task"),
     "tasks": (
         "MGSM",
         "TASKS",
@@ -380,8 +383,6 @@ _HOMES = {
         "Task",
         "TaskItems",
         "find_task",
-        "read_task",
-        "stream_task",
     ),
     "tuning": ("Recipe", "Tuned", "tune"),
     "vectors": ("shift",),

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from lens_lang.decoding import Continuation, Decoding, generate, last_residual
+from lens_lang.continuing import last_residual
+from lens_lang.decoding import Continuation, Decoding, generate
 from lens_lang.documents import bos_token, tokenizer_of
 from lens_lang.errors import (
     CorpusError,

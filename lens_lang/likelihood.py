@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lens_lang.batches import padded_batch
-from lens_lang.decoding import by_length, check_once, check_room, prompt_tokens, read_on
+from lens_lang.continuing import by_length, check_once, check_room, prompt_tokens, read_on
 from lens_lang.documents import bos_token, tokenise, tokenizer_of
 from lens_lang.errors import ActivationError, CorpusError, OptionError
 from lens_lang.key_values import KeyValues

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lens_lang.decoding import ending_tokens
+from lens_lang.continuing import ending_tokens
 from lens_lang.documents import bos_token
 from lens_lang.errors import OptionError, StorageError
 from lens_lang.intervene import NeuronEdit, UpProjection

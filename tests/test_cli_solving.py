@@ -20,7 +20,8 @@ from lens_lang.models import bridge
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.sites import ATTN_Q, MLP_POST, site_width
 from lens_lang.stats import Activations
-from lens_lang.tasks import MGSM, Item, TaskItems, read_task
+from lens_lang.task_reading import read_task
+from lens_lang.tasks import MGSM, Item, TaskItems
 
 LANGUAGES = ("en", "fr", "de")
 

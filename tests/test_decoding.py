@@ -9,18 +9,17 @@ import torch
 from conftest import VOCAB, LetterTokenizer, hf_model, random_documents, tiny
 from test_intervene import some_neurons
 
+from lens_lang import continuing
 from lens_lang import decoding as decoding_module
-from lens_lang.decoding import (
-    Continuation,
-    Decoding,
+from lens_lang.continuing import (
     by_length,
     check_decoding,
     ending_tokens,
-    generate,
     last_residual,
     prompt_tokens,
     read_on,
 )
+from lens_lang.decoding import Continuation, Decoding, generate
 from lens_lang.errors import ActivationError, CorpusError, ModelError, OptionError, SiteError
 from lens_lang.intervene import ablate, add, scale
 from lens_lang.key_values import KeyValues
@@ -696,7 +695,7 @@ def test_a_cache_that_changes_what_is_read_is_refused(
 
 def test_a_model_proves_itself_once(monkeypatch: pytest.MonkeyPatch) -> None:
     proven: list[Any] = []
-    monkeypatch.setattr(decoding_module, "check_decoding", proven.append)
+    monkeypatch.setattr(continuing, "check_decoding", proven.append)
     first, second = bridge(hf_model("llama")), bridge(hf_model("llama"))
     for model in (first, second, first, second):
         generate(model, PROMPTS, Decoding(new_tokens=1))

@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from test_intervene import some_neurons
 from test_vectors import means
 
-from lens_lang import decoding as decoding_module
-from lens_lang import results
+from lens_lang import continuing, results
 from lens_lang.decoding import Decoding, generate
 from lens_lang.errors import (
     CorpusError,
@@ -149,7 +148,7 @@ class Counting:
         self.calls: list[list[str]] = []
         self.last: int | None = None
         self.reads = 0
-        sound, sound_pass = answering.generate, decoding_module.run_until
+        sound, sound_pass = answering.generate, continuing.run_until
 
         def counted(model: Any, prompts: Any, *rest: Any, **options: Any) -> Any:
             self.calls.append(list(prompts))
@@ -162,7 +161,7 @@ class Counting:
             return sound_pass(*rest, **options)
 
         monkeypatch.setattr(answering, "generate", counted)
-        monkeypatch.setattr(decoding_module, "run_until", counted_pass)
+        monkeypatch.setattr(continuing, "run_until", counted_pass)
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from test_generation import Alphabet, Counting, nothing, speaker, toy
 from test_intervene import some_neurons
 from test_vectors import means
 
-from lens_lang import decoding as decoding_module
-from lens_lang import results
+from lens_lang import continuing, results
 from lens_lang.decoding import Decoding, generate
 from lens_lang.errors import (
     CorpusError,
@@ -619,7 +618,7 @@ def interrupted(counting: Counting) -> Any:
     def read_on(*rest: Any, **options: Any) -> Any:
         if counting.last is not None and len(counting.calls) > counting.last:
             raise KeyboardInterrupt
-        return decoding_module.read_on(*rest, **options)
+        return continuing.read_on(*rest, **options)
 
     return read_on
 

@@ -18,9 +18,9 @@ from lens_lang.errors import CorpusError, LanguageError, OptionError
 from lens_lang.items import Template, inference_template
 from lens_lang.languages import language_tag
 from lens_lang.tables import rows_of
+from lens_lang.task_reading import PACKAGED_LANGUAGES, read_task, stream_task
 from lens_lang.tasks import (
     MGSM,
-    PACKAGED_LANGUAGES,
     TASKS,
     XCSQA,
     XLSUM,
@@ -30,8 +30,6 @@ from lens_lang.tasks import (
     Task,
     TaskItems,
     find_task,
-    read_task,
-    stream_task,
 )
 
 NINE = ("de", "en", "es", "fr", "id", "ja", "ru", "vi", "zh")
@@ -41,10 +39,10 @@ PROMPTS = json.loads((DATA / "task_prompts.json").read_text(encoding="utf-8"))
 # One row of each data set, with all the columns that the hub has.
 ROWS: dict[str, dict[str, Any]] = {
     "xquad": {
-        "id": "56beb4343aeaaa14008c925b",
-        "context": " The {Broncos} won 24–10. ",
+        "id": "match-07",
+        "context": " The {Herons} won 24–10. ",
         "question": "Who won? ",
-        "answers": {"text": ["Broncos", " The {Broncos}", "Broncos"], "answer_start": [5, 0, 5]},
+        "answers": {"text": ["Herons", " The {Herons}", "Herons"], "answer_start": [5, 0, 5]},
     },
     "mgsm": {
         "question": "Two {hens} lay 3 eggs each. How many eggs?",
@@ -53,7 +51,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "equation_solution": None,
     },
     "xcsqa": {
-        "id": "be1920f7ba5454ad",
+        "id": "fish-03",
         "lang": "en",
         "question": {
             "stem": "Where do {fish} live?",
@@ -75,7 +73,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 # The same as items: prompt with its cue, references, options.
 ITEMS = {
-    "xquad": ("The {Broncos} won 24–10. Question: Who won?\nAnswer:", ("Broncos", "The {Broncos}")),
+    "xquad": ("The {Herons} won 24–10. Question: Who won?\nAnswer:", ("Herons", "The {Herons}")),
     "mgsm": (
         "Let's think step by step. Question: Two {hens} lay 3 eggs each. How many eggs?\nAnswer:",
         ("6",),
@@ -208,7 +206,7 @@ def test_items_are_asked_in_every_language(name: str, lang: str, cue: bool, tmp_
     read = read_task(name, {lang: path}, cue=cue)
     (item,) = read.items[lang]
     values = {
-        "xquad": ["The {Broncos} won 24–10.", "Who won?"],
+        "xquad": ["The {Herons} won 24–10.", "Who won?"],
         "mgsm": [ROWS["mgsm"]["question"]],
         "xcsqa": ["Where do {fish} live?"],
         "xlsum": ["A {bridge}", "They built a bridge.\nIt stands."],
@@ -259,7 +257,7 @@ def test_a_question_is_not_announced_twice(
     path = write(tmp_path / "x.jsonl", changed(name, question=question))
     (item,) = read_task(name, {lang: path}, cue=False).items[lang]
     shape = PROMPTS[name][lang]["template"]
-    assert item.prompt == shape.format(question=kept, context="The {Broncos} won 24–10.")
+    assert item.prompt == shape.format(question=kept, context="The {Herons} won 24–10.")
 
 
 def test_an_answer_ends_where_its_language_asks_anew() -> None:
@@ -339,7 +337,7 @@ FIVE = ["a", "b", "c", "d", "e"]
 BAD: list[tuple[str, list[Any], str]] = [
     ("xquad", [], "x.jsonl holds no row"),
     ("xquad", [ROWS["xquad"], [1]], "Row 2 of .* is list, not an object"),
-    ("xquad", [ROWS["xquad"]] * 2, "Two rows of .* are called '56beb4343aeaaa14008c925b'"),
+    ("xquad", [ROWS["xquad"]] * 2, "Two rows of .* are called 'match-07'"),
     ("xquad", [changed("xquad", id=1), changed("xquad", id="1")], "Two rows of .* called '1'"),
     ("xquad", [changed("xquad", id={})], "dict in column 'id', where text"),
     ("xquad", [changed("xquad", id="\ud800")], "'id' has half a surrogate pair"),

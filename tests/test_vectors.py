@@ -14,8 +14,9 @@ from test_intervene import some_neurons
 from test_sites import TOKENS
 
 from lens_lang.collection import collect
+from lens_lang.continuing import ending_tokens
 from lens_lang.corpora import Corpora
-from lens_lang.decoding import Decoding, ending_tokens, generate
+from lens_lang.decoding import Decoding, generate
 from lens_lang.detect.baselines import lave
 from lens_lang.errors import LanguageError, OptionError, ShapeError, SiteError
 from lens_lang.intervene import NeuronEdit, ablate, matched_control, replace, steer

@@ -270,7 +270,7 @@ class _Source(NamedTuple):
     def read(self, task: "Task", languages: list[str] | None) -> "TaskItems":
         """The items of a task in these languages, or in all there are."""
         from lens_lang.languages import language_tag
-        from lens_lang.tasks import read_task, stream_task
+        from lens_lang.task_reading import read_task, stream_task
 
         if not self.hub:
             read = read_task(task, self.files.get(task.name), languages=languages, cue=self.cue)

@@ -14,7 +14,8 @@ import torch
 from tqdm.auto import tqdm
 
 from lens_lang.collection import weights_digest
-from lens_lang.decoding import Decoding, generate, prompt_tokens
+from lens_lang.continuing import prompt_tokens
+from lens_lang.decoding import Decoding, generate
 from lens_lang.errors import LanguageError, OptionError
 from lens_lang.evaluate.generation import GenerationMatrix, identifier_name, judged
 from lens_lang.evaluate.task_scores import WITHOUT
