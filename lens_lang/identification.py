@@ -43,7 +43,7 @@ class LangidIdentifier:
     @property
     def name(self) -> str:
         """What tells its answers from another identifier's."""
-        return f"py3langid {_version('py3langid')} {self.languages}"
+        return f"py3langid {_version('py3langid')}{_among(self.languages)}"
 
     def __call__(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
         """Return the probabilities of languages for each text.
@@ -85,7 +85,7 @@ class LinguaIdentifier:
     @property
     def name(self) -> str:
         """What tells its answers from another identifier's."""
-        return f"lingua {_version('lingua-language-detector')} {self.languages}"
+        return f"lingua {_version('lingua-language-detector')}{_among(self.languages)}"
 
     def __call__(self, texts: Sequence[str]) -> list[Mapping[str, float]]:
         """Return the probabilities of languages for each text.
@@ -210,6 +210,10 @@ def _distribution(answer: Any, text: str) -> dict[str, float]:
 
 def _counts(answer: Any) -> bool:
     return float(answer.value) >= 0.001
+
+
+def _among(languages: tuple[str, ...] | None) -> str:
+    return "" if languages is None else f" among {', '.join(languages)}"
 
 
 def _version(distribution: str) -> str:

@@ -1182,7 +1182,7 @@ def nothing(values: torch.Tensor, hook: Any) -> None: ...
         (
             {"interventions": {"x": Steering("en", {"de": hooks()})}},
             LanguageError,
-            "hooks for questions in de, and there are none; questions are in en, fr",
+            "hooks for de, and questions are in en, fr",
         ),
         ({"interventions": {"x": Steering("en", {})}}, LanguageError, "in no language, and there"),
         (

@@ -1,5 +1,8 @@
 """Models are loaded raw, share their weights, and are refused in one sentence."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +115,30 @@ def test_the_packaged_model_missing_names_the_extra(
     assert cache_dir() == tmp_path
     with pytest.raises(MissingExtraError, match=r"pip install 'lens-lang\[demo\]'"):
         packaged_folder()
+
+
+def test_who_comes_second_waits_for_the_conversion_and_does_not_repeat_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LENS_LANG_CACHE", str(tmp_path))
+    converted: list[Path] = []
+    arrived = threading.Barrier(3)
+
+    def convert(folder: Path) -> None:
+        converted.append(folder)
+        time.sleep(0.2)  # the others have seen no config.json by now
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+
+    def ask() -> Path:
+        arrived.wait()
+        return packaged_folder()
+
+    monkeypatch.setattr("lens_lang.models._convert_packaged", convert)
+    with ThreadPoolExecutor(3) as pool:
+        found = [each.result() for each in [pool.submit(ask) for _ in range(3)]]
+    assert converted == [tmp_path / PACKAGED]
+    assert found == 3 * converted
 
 
 def test_the_licence_notice_is_shown_once(

@@ -375,7 +375,7 @@ def test_the_table_of_a_sweep_has_a_row_for_each_intervention() -> None:
 def test_what_was_asked_and_how_is_said(matrix: GenerationMatrix) -> None:
     about = {
         "model": "gemma",
-        "identifier": "py3langid 0.3 None",
+        "identifier": "py3langid 0.3",
         "decoding": {"new_tokens": 32, "temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1},
     }
     first = generation_sections("g", dataclasses.replace(matrix, provenance=about))[0].text[0]

@@ -1,6 +1,7 @@
 """The command that lets a model answer open questions: ``generate``."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,8 +78,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Answer open questions with neurons off, or steered into other languages, and say in which."""
-    from lens_lang.decoding import Decoding
-    from lens_lang.evaluate.answering import generation_matrix, steerings
+    from lens_lang.evaluate.answering import ANSWER, generation_matrix, steerings
     from lens_lang.identification import LangidIdentifier, LinguaIdentifier
     from lens_lang.intervene import ablate
     from lens_lang.items import open_questions
@@ -115,11 +115,11 @@ def generate(
     found = {name: LanguageNeurons.load(run_dir / f"{name}.safetensors") for name in named}
     asked = languages_of(languages) or list(next(iter(found.values())).languages)
     prompts = open_questions(file, languages=asked, limit=questions)
-    decoding = Decoding(
+    decoding = replace(
+        ANSWER,
         new_tokens=new_tokens,
         temperature=temperature,
         repetition_penalty=repetition_penalty,
-        stop=("\nQ:", "\nA:"),
         seed=seed,
     )
     mean = Activations.load(run_dir / "activations.safetensors") if named and not off else None
@@ -170,6 +170,7 @@ def generate(
                 "before",
                 "control",
                 "p_holm",
+                *(["p_random_holm"] if controls > 1 else []),
                 "line_pass",
                 "repetition",
                 "nll",

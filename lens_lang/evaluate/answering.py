@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from lens_lang.collection import weights_digest
 from lens_lang.continuing import prompt_tokens
 from lens_lang.decoding import Decoding, generate
-from lens_lang.errors import LanguageError, OptionError
+from lens_lang.errors import OptionError
 from lens_lang.evaluate.generation import GenerationMatrix, identifier_name, judged
-from lens_lang.evaluate.task_scores import WITHOUT
+from lens_lang.evaluate.runs import measure_runs, plan_runs
 from lens_lang.identification import Identify, LangidIdentifier
-from lens_lang.intervene import Hooks, matched_control
-from lens_lang.languages import distinct_languages, find_language, language_tag
-from lens_lang.parts import Parts, fingerprint, model_fingerprint, seeded
-from lens_lang.readout import check_before_readout
-from lens_lang.sites import FwdHooks, HookedModel, check_hooks, hooked_names, model_name
+from lens_lang.intervene import Hooks
+from lens_lang.languages import distinct_languages, language_tag
+from lens_lang.parts import Parts, fingerprint, model_fingerprint
+from lens_lang.sites import FwdHooks, HookedModel, hooked_names, model_name
 from lens_lang.storage import versions
 
 ANSWER = Decoding(new_tokens=32, repetition_penalty=1.1, stop=("\nQ:", "\nA:"))
@@ -136,69 +134,30 @@ def generation_matrix(
         MissingExtraError: The identifier is not installed.
         ActivationError: The model produced NaN or infinity.
     """
-    if controls < 0:
-        raise OptionError(f"controls must be at least 0, got {controls}")
     if not prompts or not all(prompts.values()):
         raise OptionError("generation_matrix needs at least one question in each language")
     for lang, given in prompts.items():
         if isinstance(given, str):
             raise OptionError(f"The questions in {lang!r} are one string: give a list of questions")
-    if WITHOUT in interventions:
-        raise OptionError(f"No intervention can be called {WITHOUT!r}: that is the run without any")
     identify(["."])  # a missing library should cost no hour
     tags = distinct_languages(language_tag(lang) for lang in prompts)
     asked = dict(zip(tags, map(tuple, prompts.values()), strict=True))
-    plan: list[dict[str, FwdHooks]] = [dict.fromkeys(tags, ())]
-    for each in interventions.values():
-        plan.append(_hooks_by_language(each, tags))
-    for row, name in zip(plan[1:], interventions, strict=True):
-        for draw in range(controls):
-            # One source for all languages: equal hooks get the same random neurons in each.
-            plan.append(
-                {
-                    lang: matched_control(hooks, generator=seeded(decoding.seed, name, draw))
-                    for lang, hooks in row.items()
-                }
-            )
-    for row in plan:
-        for hooks in row.values():
-            check_hooks(model, hooks)
-            check_before_readout(model, hooks)
-            if run_dir is not None:
-                fingerprint(hooks)  # refuses what it does not know
-    answers = _Answers(model, asked, decoding, batch_size, Parts(run_dir))
-    total = sum(bool(hooks) or run == 0 for run, row in enumerate(plan) for hooks in row.values())
-    said: list[dict[str, list[dict[str, Any]]]] = []
-    with tqdm(total=total, unit="run", disable=None if progress else True) as bar:
-        for row in plan:
-            said.append({})
-            for lang, hooks in row.items():
-                bar.set_postfix_str(lang, refresh=False)
-                if hooks or len(said) == 1:
-                    said[-1][lang] = answers.of(lang, hooks)
-                    bar.update()
-                else:
-                    said[-1][lang] = said[0][lang]
-    return _matrix(model, asked, interventions, said, controls, decoding, identify)
-
-
-def _hooks_by_language(
-    intervention: FwdHooks | Steering, languages: tuple[str, ...]
-) -> dict[str, FwdHooks]:
-    if not isinstance(intervention, Steering):
-        return dict.fromkeys(languages, intervention)
-    found = {
-        languages[find_language(lang, languages)]: hooks
-        for lang, hooks in intervention.hooks.items()
-        if language_tag(lang) in languages
+    hooks = {
+        name: each.hooks if isinstance(each, Steering) else each
+        for name, each in interventions.items()
     }
-    if not found:
-        raise LanguageError(
-            f"Steering into {intervention.target!r} has hooks for questions in "
-            f"{', '.join(intervention.hooks) or 'no language'}, and there are none; questions are "
-            f"in {', '.join(languages)}"
-        )
-    return found
+    plan = plan_runs(
+        model,
+        hooks,
+        tags,
+        controls=controls,
+        seed=decoding.seed,
+        kept=run_dir is not None,
+        measured="questions are",
+    )
+    answers = _Answers(model, asked, decoding, batch_size, Parts(run_dir))
+    said = measure_runs(plan, answers.of, progress=progress)
+    return _matrix(model, asked, interventions, said, controls, decoding, identify)
 
 
 class _Answers:

@@ -9,6 +9,7 @@ distinct n-grams, its own likelihood.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -260,7 +261,9 @@ class GenerationMatrix:
             each: [self._tokens(run, place) for place in self._asked(run, each)]
             for each in ([lang] if lang else self.groups)
         }
-        varied = [distinct_n(some) for some in answers.values() if some]
+        varied = {
+            n: _mean_of([distinct(some, n) for some in answers.values() if some]) for n in (1, 2)
+        }
         said = [each for some in answers.values() for each in some]
         nll = self.nll[run][asked]
         return {
@@ -284,8 +287,8 @@ class GenerationMatrix:
             if controls
             else float("nan"),
             "line_pass": self._line_pass(run, asked),
-            "distinct_1": _mean_of([one for one, _ in varied]),
-            "distinct_2": _mean_of([two for _, two in varied]),
+            "distinct_1": varied[1],
+            "distinct_2": varied[2],
             "repetition": sum(map(repetition, said)) / max(len(said), 1),
             "nll": float(nll.mean()) if len(asked) else float("nan"),
         }
@@ -309,8 +312,13 @@ class GenerationMatrix:
         return sum(passed) / max(len(passed), 1)
 
     def _tokens(self, run: int, place: int) -> list[int]:
-        before = int(self.n_tokens.flatten()[: run * len(self.prompts) + place].sum())
-        return self.tokens[before : before + int(self.n_tokens[run, place])].tolist()
+        end = int(self._ends[run, place])
+        return self.tokens[end - int(self.n_tokens[run, place]) : end].tolist()
+
+    @cached_property
+    def _ends(self) -> Int[Tensor, "run prompt"]:
+        """Where each answer ends among the tokens of all."""
+        return self.n_tokens.flatten().cumsum(0).view_as(self.n_tokens)
 
 
 def distinct(answers: Sequence[Sequence[int]], n: int) -> float:
@@ -398,11 +406,6 @@ def by_cluster(
 def _mean_of(values: Sequence[float]) -> float:
     """Of those that are numbers."""
     return float(torch.tensor(values, dtype=torch.float64).nanmean())
-
-
-def distinct_n(answers: Sequence[Sequence[int]]) -> tuple[float, float]:
-    """Return `distinct` of single tokens and of pairs."""
-    return distinct(answers, 1), distinct(answers, 2)
 
 
 def _corrected(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

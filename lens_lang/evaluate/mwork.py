@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lens_lang.errors import LanguageError, OptionError, near_misses
-from lens_lang.evaluate.solving import TaskHooks, TaskOptions, task_matrix
+from lens_lang.evaluate.runs import HooksByLanguage
+from lens_lang.evaluate.solving import TaskOptions, task_matrix
 from lens_lang.evaluate.story import PIVOT, MWork
 from lens_lang.evaluate.task_scores import METRICS
 from lens_lang.intervene import ablate
@@ -229,7 +230,7 @@ def tune_regions(
     ]
     if not pairs:  # says why
         Regions(min(sizes["understanding"]), min(sizes["generation"])).layers(n_layers(model))
-    tried: dict[str, TaskHooks] = {}
+    tried: dict[str, HooksByLanguage] = {}
     for name, numbers in sizes.items():
         for number in numbers:
             alone = dict.fromkeys(sizes, 0) | {name: number}
@@ -273,7 +274,7 @@ class _Plan(NamedTuple):
     """What is switched off for a task: in settings, as hooks, and where there was nothing."""
 
     settings: tuple[str, ...]
-    hooks: dict[str, TaskHooks]
+    hooks: dict[str, HooksByLanguage]
     left_out: dict[str, list[str]]
 
 
@@ -311,7 +312,7 @@ def _plan(
             left_out[setting] = list(others)
     if not wanted:
         raise OptionError(f"There is nothing to switch off for {task}: give it settings")
-    plan: dict[str, TaskHooks] = {}
+    plan: dict[str, HooksByLanguage] = {}
     kept: dict[str, None] = {}
     for setting in wanted:
         for lang in others:

@@ -12,26 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from lens_lang.collection import weights_digest
 from lens_lang.decoding import Decoding, generate
-from lens_lang.errors import CorpusError, LanguageError, OptionError
+from lens_lang.errors import CorpusError, OptionError
 from lens_lang.evaluate.metrics import exact_match, number_match, rouge_l, token_f1
-from lens_lang.evaluate.task_scores import METRICS, WITHOUT, TaskMatrix
-from lens_lang.intervene import matched_control
-from lens_lang.languages import find_language, language_tag
+from lens_lang.evaluate.runs import HooksByLanguage, measure_runs, plan_runs
+from lens_lang.evaluate.task_scores import METRICS, TaskMatrix
 from lens_lang.likelihood import Likelihood, log_likelihoods, token_pairs
-from lens_lang.parts import Parts, fingerprint, model_fingerprint, seeded
+from lens_lang.parts import Parts, fingerprint, model_fingerprint
 from lens_lang.positions import check_everywhere
 from lens_lang.questions import space_between
-from lens_lang.readout import check_before_readout
-from lens_lang.sites import FwdHooks, HookedModel, check_hooks, hooked_names, model_name
+from lens_lang.sites import FwdHooks, HookedModel, hooked_names, model_name
 from lens_lang.storage import versions
 from lens_lang.tasks import Item, TaskItems
-
-TaskHooks = FwdHooks | Mapping[str, FwdHooks]
-"""Hooks for all languages, or by language; a language without hooks is not tested then."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class TaskOptions:
 def task_matrix(
     model: HookedModel,
     items: TaskItems,
-    interventions: Mapping[str, TaskHooks],
+    interventions: Mapping[str, HooksByLanguage],
     *,
     options: TaskOptions = TaskOptions(),  # noqa: B008  frozen
     run_dir: str | Path | None = None,
@@ -92,57 +86,36 @@ def task_matrix(
         MissingExtraError: A metric's library is not installed.
         ActivationError: The model produced NaN or infinity.
     """
-    if WITHOUT in interventions:
-        raise OptionError(f"No intervention can be called {WITHOUT!r}: that is the run without any")
-    rows: list[dict[str, FwdHooks]] = [dict.fromkeys(items.languages, ())]
-    rows += [_by_language(hooks, items, name) for name, hooks in interventions.items()]
-    for row, name in zip(rows[1:], interventions, strict=True):
-        for draw in range(options.controls):
-            # One source for all languages: equal hooks get the same random neurons in each.
-            drawn: dict[str, FwdHooks] = {
-                lang: matched_control(hooks, generator=seeded(options.seed, name, draw))
-                for lang, hooks in row.items()
-            }
-            rows.append(drawn)
-    for row in rows:
+    plan = plan_runs(
+        model,
+        interventions,
+        items.languages,
+        controls=options.controls,
+        seed=options.seed,
+        kept=run_dir is not None,
+        measured=f"{items.task.name} is tested",
+    )
+    for row in plan:
         for hooks in row.values():
-            check_hooks(model, hooks)
-            check_before_readout(model, hooks)
             check_everywhere(hooks)
-            if run_dir is not None:
-                fingerprint(hooks)  # refuses what it does not know
     _check_items(items)
     metrics = METRICS[items.task.metric]
     solver = _Solver(model, items, options, Parts(run_dir))
+    runs = measure_runs(plan, solver.of, progress=progress, label=items.task.name)
     scores = {
-        lang: torch.full((len(metrics), len(rows), len(some)), torch.nan, dtype=torch.float64)
+        lang: torch.full((len(metrics), len(runs), len(some)), torch.nan, dtype=torch.float64)
         for lang, some in items.items.items()
     }
     answers: dict[str, list[tuple[str | None, ...]]] = {lang: [] for lang in items.languages}
-    total = sum(
-        bool(hooks) or number == 0 for number, row in enumerate(rows) for hooks in row.values()
-    )
-    done: dict[str, tuple[list[str], dict[str, list[float]]]] = {}
-    with tqdm(
-        total=total, unit="run", desc=items.task.name, disable=None if progress else True
-    ) as bar:
-        for number, row in enumerate(rows):
-            for lang, some in items.items.items():
-                if lang not in row:
-                    answers[lang].append((None,) * len(some))
-                    continue
-                if row[lang] or number == 0:
-                    bar.set_postfix_str(lang, refresh=False)
-                    part = solver.of(lang, row[lang])
-                    bar.update()
-                    if number == 0:
-                        done[lang] = part
-                else:  # no hooks change nothing
-                    part = done[lang]
-                said, judged = part
-                for place, metric in enumerate(metrics):
-                    scores[lang][place, number] = torch.tensor(judged[metric])
-                answers[lang].append(tuple(said))
+    for run, solved in enumerate(runs):
+        for lang, some in items.items.items():
+            if lang not in solved:
+                answers[lang].append((None,) * len(some))
+                continue
+            said, judged = solved[lang]
+            for place, metric in enumerate(metrics):
+                scores[lang][place, run] = torch.tensor(judged[metric])
+            answers[lang].append(tuple(said))
     return TaskMatrix(
         task=items.task.name,
         interventions=tuple(interventions),
@@ -159,7 +132,7 @@ def task_matrix(
             "options": asdict(options),
             "interventions": {
                 name: {lang: len(hooked_names(model, hooks)) for lang, hooks in row.items()}
-                for name, row in zip(interventions, rows[1:], strict=False)
+                for name, row in zip(interventions, plan[1:], strict=False)
             },
             "versions": versions(),
         },
@@ -184,22 +157,6 @@ def _check_items(items: TaskItems) -> None:
                 raise CorpusError(
                     f"{item.name!r} of {items.task.name} in {lang!r} has no options to choose from"
                 )
-
-
-def _by_language(hooks: TaskHooks, items: TaskItems, name: str) -> dict[str, FwdHooks]:
-    if not isinstance(hooks, Mapping):
-        return dict.fromkeys(items.languages, hooks)
-    found = {
-        items.languages[find_language(lang, items.languages)]: each
-        for lang, each in hooks.items()
-        if language_tag(lang) in items.languages
-    }
-    if not found:
-        raise LanguageError(
-            f"The intervention {name!r} has hooks for {', '.join(hooks) or 'no language'}, and "
-            f"{items.task.name} is tested in {', '.join(items.languages)}"
-        )
-    return found
 
 
 class _Solver:

@@ -75,8 +75,7 @@ def _asked(matrix: GenerationMatrix) -> str:
     counts = ", ".join(f"{lang} {matrix.languages.count(lang)}" for lang in matrix.groups)
     about = matrix.provenance
     model = f" by {about['model']}" if about.get("model") else ""
-    # py3langid's name ends in the languages it was to choose among, None for all
-    judge = str(about.get("identifier") or "").removesuffix(" None")
+    judge = str(about.get("identifier") or "")
     number = len(matrix.interventions)
     many = "" if matrix.n_controls == 1 else "s"
     beside = f", each beside {matrix.n_controls} random control{many}" if matrix.n_controls else ""
