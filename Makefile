@@ -4,7 +4,7 @@ VENV := .venv
 VENV3 := .venv-tl3
 RUN := $(VENV)/bin
 
-.PHONY: demo test lanes check docs bench bench-plnd bench-tune bench-lens bench-sharing picture lock clean
+.PHONY: demo test notebooks lanes check docs bench bench-plnd bench-tune bench-lens bench-sharing picture lock clean
 
 demo: $(VENV)/.ready  ## find the language neurons of a real model, and prove them
 	$(RUN)/lens-lang demo
@@ -15,6 +15,9 @@ PARALLEL = OMP_NUM_THREADS=1 $(1) -m pytest -n 2 --dist loadfile
 test: $(VENV)/.ready  ## the whole test suite, on TransformerLens 4
 	$(call PARALLEL,$(RUN)/python) --cov --cov-report=term:skip-covered
 
+notebooks: $(VENV)/.ready  ## execute the notebooks, small; copies with outputs in build/notebooks
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist worksteal -m notebook --durations=0 tests/test_notebooks.py
+
 lanes: $(VENV3)/.ready  ## the tests that every TransformerLens must pass, on TransformerLens 3
 	$(call PARALLEL,$(VENV3)/bin/python) -m lane tests
 
@@ -23,8 +26,11 @@ check: $(VENV)/.ready  ## lint, formatting and types
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 
-docs: $(VENV)/.ready  ## the documentation as a site, strictly
-	$(RUN)/mkdocs build --strict
+docs: $(VENV)/.ready  ## the documentation as a site, strictly; with outputs after `make notebooks`
+	rm -rf docs/notebooks && mkdir docs/notebooks
+	cp notebooks/*.ipynb docs/notebooks/
+	if [ -d build/notebooks ]; then cp build/notebooks/*.ipynb docs/notebooks/; fi
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 bench: $(VENV)/.ready  ## overhead and memory of collecting, on the packaged model
 	$(RUN)/python tests/benchmarks/bench_collect.py
@@ -44,25 +50,26 @@ bench-sharing: $(VENV)/.ready  ## what dividing neurons by the languages that sh
 picture: $(VENV)/.ready  ## the README's picture, from the last demo (needs Chromium)
 	$(RUN)/python docs/picture.py effect runs/demo docs/perplexity.png
 
-lock: locks/tl4.txt locks/tl3.txt  ## write the lock files anew where the pins have changed
-
-# A local build's tag (+cpu) is cut off: which build to take is the reader's choice.
-locks/%.txt: locks/%.in pyproject.toml
-	$(RUN)/python -m piptools compile -q --strip-extras --no-annotate --extra dev --unsafe-package lens-lang \
-	  --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
-	  --constraint $< --output-file $@ pyproject.toml
-	sed -i 's/+cpu//; /file:/d' $@
+# Only when asked: a clone's dates say nothing of what is newer. A local build's tag (+cpu) is cut off:
+# which build to take is the reader's choice.
+lock: $(VENV)/.ready  ## write the lock files anew, after a change of dependencies
+	for lane in tl4 tl3; do \
+	  $(RUN)/python -m piptools compile -q --strip-extras --no-annotate --extra dev --unsafe-package lens-lang \
+	    --no-emit-find-links --no-emit-index-url --no-emit-trusted-host \
+	    --constraint locks/$$lane.in --output-file locks/$$lane.txt pyproject.toml && \
+	  sed -i 's/+cpu//; /file:/d' locks/$$lane.txt || exit 1; \
+	done
 
 clean:
-	rm -rf $(VENV) $(VENV3) site runs
+	rm -rf $(VENV) $(VENV3) build site runs
 
-$(VENV)/.ready: | locks/tl4.txt
+$(VENV)/.ready: locks/tl4.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -r locks/tl4.txt
 	$(VENV)/bin/pip install -q --no-deps -e .
 	touch $@
 
-$(VENV3)/.ready: | locks/tl3.txt
+$(VENV3)/.ready: locks/tl3.txt
 	$(PYTHON) -m venv $(VENV3)
 	$(VENV3)/bin/pip install -q -r locks/tl3.txt
 	$(VENV3)/bin/pip install -q --no-deps -e .

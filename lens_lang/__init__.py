@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lens_lang import formats, models, plot
-    from lens_lang.attribute.cards import (
+    from lens_lang.attribute.card import (
         NeuronCard,
+    )
+    from lens_lang.attribute.cards import (
+        NeuronCards,
         neuron_card,
+        neuron_cards,
     )
     from lens_lang.attribute.categories import (
         CategoryContribution,
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
         NeuronScores,
         contribution,
         effective_score,
+    )
+    from lens_lang.attribute.telling import (
+        top_neurons,
     )
     from lens_lang.batches import TokenBatch
     from lens_lang.collection import (
@@ -46,6 +53,7 @@ if TYPE_CHECKING:
         repetition_prompts,
         translation_prompts,
     )
+    from lens_lang.contexts import Context, NeuronContexts, TopContexts
     from lens_lang.corpora import Corpora, sample_sentences
     from lens_lang.curves import (
         LanguageCurve,
@@ -196,6 +204,7 @@ if TYPE_CHECKING:
     from lens_lang.neurons import (
         LanguageNeurons,
         NeuronSet,
+        neuron_set,
         random_like,
     )
     from lens_lang.page import (
@@ -264,6 +273,12 @@ if TYPE_CHECKING:
         TaskItems,
         find_task,
     )
+    from lens_lang.token_readings import (
+        AttentionPatterns,
+        TokenActivations,
+        attention_patterns,
+        token_activations,
+    )
     from lens_lang.tuning import (
         Recipe,
         Tuned,
@@ -279,10 +294,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "attribute.cards": ("NeuronCard", "neuron_card"),
+    "attribute.card": ("NeuronCard",),
+    "attribute.cards": ("NeuronCards", "neuron_card", "neuron_cards"),
     "attribute.categories": ("CategoryContribution", "CategoryContributions"),
     "attribute.gradients": ("gradient_attribution",),
     "attribute.scores": ("NeuronScores", "contribution", "effective_score"),
+    "attribute.telling": ("top_neurons",),
     "batches": ("TokenBatch",),
     "collection": ("collect", "collect_parallel"),
     "concepts": (
@@ -293,6 +310,7 @@ _HOMES = {
         "repetition_prompts",
         "translation_prompts",
     ),
+    "contexts": ("Context", "NeuronContexts", "TopContexts"),
     "corpora": ("Corpora", "sample_sentences"),
     "curves": ("LanguageCurve",),
     "decoding": ("Continuation", "Decoding", "generate"),
@@ -346,7 +364,7 @@ _HOMES = {
     "lens": ("LensTable", "language_curve", "lens_table"),
     "likelihood": ("Likelihood", "log_likelihoods", "token_pairs"),
     "models": ("load_model",),
-    "neurons": ("LanguageNeurons", "NeuronSet", "random_like"),
+    "neurons": ("LanguageNeurons", "NeuronSet", "neuron_set", "random_like"),
     "page": ("report",),
     "parallel": ("ParallelCorpora",),
     "patterns": ("SharingPattern", "SharingPatterns"),
@@ -383,6 +401,12 @@ _HOMES = {
         "Task",
         "TaskItems",
         "find_task",
+    ),
+    "token_readings": (
+        "AttentionPatterns",
+        "TokenActivations",
+        "attention_patterns",
+        "token_activations",
     ),
     "tuning": ("Recipe", "Tuned", "tune"),
     "vectors": ("shift",),

@@ -276,7 +276,8 @@ class Corpora:
         digest = hashlib.sha256(json.dumps(self._layout(), sort_keys=True).encode())
         for lang, docs in self.documents.items():
             digest.update(lang.encode())
-            for tensor in (docs.tokens, docs.ends):
+            told = [] if docs.numbers is None else [docs.numbers]
+            for tensor in (docs.tokens, docs.ends, *told):
                 digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()[:32]
 
@@ -321,6 +322,8 @@ class Corpora:
     def one_document_a_row(self, *, max_tokens: int) -> "Corpora":
         """Give every document one row, cut at a number of tokens; longest first.
 
+        The rows' documents keep the numbers that they have here.
+
         Documents with fewer than two tokens, BOS among them, are left out: nothing precedes
         their token, so they say nothing about attention. `cut_documents` counts both kinds.
 
@@ -341,7 +344,8 @@ class Corpora:
                 raise CorpusError(
                     f"{lang!r} has no document of at least {self._fewest_tokens} tokens"
                 )
-            rows[lang] = docs.select(kept.tolist()).cut_each(max_tokens)
+            chosen = docs.select(kept.tolist()).cut_each(max_tokens)
+            rows[lang] = replace(chosen, numbers=kept)
         return replace(self, documents=rows, ctx_len=None, pack=False)
 
     def cut_documents(self, *, max_tokens: int) -> dict[str, dict[str, int]]:
@@ -490,7 +494,8 @@ class Corpora:
             return [(row * width, (row + 1) * width, row) for row in range(full)]
         rows = []
         start = 0
-        for number, end in enumerate(docs.ends.tolist()):
+        numbers = range(len(docs)) if docs.numbers is None else docs.numbers.tolist()
+        for number, end in zip(numbers, docs.ends.tolist(), strict=True):
             step = width or max(end - start, 1)
             rows += [(left, min(left + step, end), number) for left in range(start, end, step)]
             start = end

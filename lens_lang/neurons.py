@@ -4,7 +4,8 @@ A `NeuronSet` is a mask per site; it unites, intersects and subtracts. `Language
 one set per language and remembers how they were found.
 """
 
-from collections.abc import ItemsView, Iterator, Mapping
+import hashlib
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from lens_lang.errors import OptionError, ShapeError, SiteError, StorageError
 from lens_lang.languages import distinct_languages, find_language
-from lens_lang.sites import Site, find_site
+from lens_lang.sites import MLP_POST, HookedModel, Site, find_site, n_layers, site_width
 from lens_lang.storage import read_tensors, versions, write_tensors
 
 if TYPE_CHECKING:
@@ -91,6 +92,32 @@ class NeuronSet:
             SiteError: The set does not speak of that site.
         """
         return self._mask(site).nonzero()
+
+    @property
+    def site(self) -> Site:
+        """The one site that has members.
+
+        Raises:
+            OptionError: There is none, or there are several.
+        """
+        held = [site for site, mask in self.masks.items() if bool(mask.any())]
+        if len(held) != 1:
+            names = " and ".join(site.name for site in held) or "none"
+            raise OptionError(
+                f"Neurons of one site are needed, got {names}: give NeuronSet({{site: "
+                "neurons.masks[site]})"
+            )
+        return held[0]
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint: equal only for equal sets."""
+        digest = hashlib.sha256()
+        for site in sorted(self.masks, key=lambda each: each.name):
+            mask = self.masks[site]
+            digest.update(f"{site.name} {tuple(mask.shape)}".encode())
+            digest.update(mask.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def per_layer(self, site: Site) -> Int[Tensor, "layer"]:
         """Return how many members each layer has at one site."""
@@ -358,6 +385,32 @@ class LanguageNeurons(Mapping[str, NeuronSet]):
     def with_provenance(self, more: Mapping[str, Any]) -> "LanguageNeurons":
         """Return the same sets, with more said about where they come from."""
         return replace(self, provenance={**self.provenance, **more})
+
+
+def neuron_set(
+    model: HookedModel, places: Iterable[tuple[int, int]], *, site: Site = MLP_POST
+) -> NeuronSet:
+    """Return single neurons of a model as a set. Whole heads are `lens_lang.head_set`.
+
+    Args:
+        model: The model.
+        places: (layer, index) pairs, such as ``[(12, 1542)]``.
+        site: Where the neurons live.
+
+    Raises:
+        OptionError: The model has no such layer or neuron.
+        SiteError: The model has no such site.
+    """
+    chosen = list(places)
+    shape = (n_layers(model), site_width(model, site))
+    for layer, index in chosen:
+        if not (0 <= layer < shape[0] and 0 <= index < shape[1]):
+            raise OptionError(
+                f"There is no neuron {layer}.{index} at {site.name}: this model has {shape[0]} "
+                f"layers of {shape[1]} neurons"
+            )
+    pairs = torch.tensor(chosen, dtype=torch.int64).view(-1, 2)
+    return NeuronSet.from_indices(pairs, site=site, shape=shape)
 
 
 def random_like(

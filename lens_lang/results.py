@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any, get_args
 
+from lens_lang.attribute.cards import NeuronCards
 from lens_lang.attribute.categories import CategoryContributions
 from lens_lang.attribute.scores import NeuronScores
+from lens_lang.contexts import NeuronContexts
 from lens_lang.curves import LanguageCurve
 from lens_lang.delta import Delta
 from lens_lang.errors import StorageError, near_misses
@@ -27,6 +29,7 @@ Result = (
     | Activations
     | Importance
     | HeadAttention
+    | NeuronContexts
     | LanguageNeurons
     | PerplexityMatrix
     | GenerationMatrix
@@ -40,6 +43,7 @@ Result = (
     | CategoryContributions
     | CategoryEffect
     | NeuronScores
+    | NeuronCards
 )
 """Everything that has ``save``."""
 

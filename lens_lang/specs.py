@@ -14,9 +14,15 @@ from torch import Tensor
 
 from lens_lang.sites import HookedModel, Site, flat_neurons
 
+LARGEST = "largest."
+"""How the names of sums begin that are joined by `largest` instead of added."""
+
 
 class Sums:
     """Running sums by name and layer: int64 for counts, float64 for everything else.
+
+    A sum whose name begins with ``largest.`` holds records instead, ``slot record field``, of which
+    as many are kept as there were at first: see `largest`.
 
     They live where the activations are, so that a model spread over devices never waits for
     the CPU; `stacked` brings them together.
@@ -26,12 +32,16 @@ class Sums:
         self._held: dict[tuple[str, int], Tensor] = {}
 
     def add(self, name: str, layer: int, value: Tensor) -> None:
-        """Add one layer's contribution of one batch to the sum called `name`."""
+        """Add one layer's contribution of one batch to the sum called `name`, or join it."""
         if value.device.type == "mps":  # has no float64
             value = value.cpu()
         value = value.to(torch.float64 if value.is_floating_point() else torch.int64)
         held = self._held.get((name, layer))
-        self._held[name, layer] = value if held is None else held.to(value.device) + value
+        if held is not None:
+            held = held.to(value.device)
+            both = torch.cat([held, value], 1) if name.startswith(LARGEST) else None
+            value = held + value if both is None else largest(both, held.shape[1])
+        self._held[name, layer] = value
 
     def merge(self, other: "Sums") -> None:
         """Add all of another accumulator's sums to this one's."""
@@ -56,6 +66,35 @@ class Sums:
             for layer, value in enumerate(layers):
                 self.add(name, layer, value.clone())
         return self
+
+
+def largest(
+    records: Float[Tensor, "slot record field"], count: int, *, keys: int = 3
+) -> Float[Tensor, "slot count field"]:
+    """Keep the records with the largest first field, the largest first.
+
+    Ties go to the lower second field, then the lower third, and so on: as long as these fields
+    tell records apart, the order in which records are joined cannot matter.
+
+    Args:
+        records: The candidates of every slot. Minus infinity in the first field is no record.
+        count: How many to keep; where there are fewer, the rest is minus infinity, then -1.
+        keys: How many fields are compared.
+
+    Examples:
+        >>> records = torch.tensor([[[1.0, 7], [3, 5], [3, 2]]])
+        >>> largest(records, 2, keys=2).tolist()
+        [[[3.0, 2.0], [3.0, 5.0]]]
+    """
+    order = torch.arange(records.shape[1], device=records.device).expand(records.shape[:2])
+    for key in reversed(range(keys)):  # stable: the last key decides least
+        values = records[..., key].gather(1, order)
+        order = order.gather(1, values.argsort(dim=1, stable=True, descending=key == 0))
+    kept = order[:, :count, None].expand(-1, -1, records.shape[2])
+    found = records.gather(1, kept)
+    missing = found.new_full((len(found), count - found.shape[1], found.shape[2]), -1)
+    missing[..., 0] = -torch.inf
+    return torch.cat([found, missing], 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ or a part of a character that no text shows.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from lens_lang.documents import TokenisingModel, tokenizer_of
@@ -61,6 +61,27 @@ def spell_pieces(
         b"" if n in special else _spell(p, bytes_of if byte_level and n not in added else None)
         for n, p in enumerate(pieces)
     ]
+
+
+def token_texts(model: Any, ids: Iterable[int]) -> dict[int, str]:
+    """Return how to show some tokens, by id.
+
+    Parts of characters become replacement characters; special tokens and markup show their names,
+    and a model without a tokeniser numbers in brackets.
+
+    Args:
+        model: Whose tokens they are.
+        ids: Token ids; any of them several times.
+    """
+    wanted = sorted(set(ids))
+    if getattr(model, "tokenizer", None) is None:
+        return {item: f"[{item}]" for item in wanted}
+    spelled = spell_vocabulary(model)
+    names = tokenizer_of(model).convert_ids_to_tokens(wanted)
+    return {
+        item: spelled[item].decode("utf-8", errors="replace") or str(name or f"[{item}]")
+        for item, name in zip(wanted, names, strict=True)
+    }
 
 
 def as_text(spelled: bytes) -> str | None:

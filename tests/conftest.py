@@ -5,7 +5,7 @@ axis or hook point shows.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from browser import Browse, opening, running_browser
 
 from lens_lang.corpora import Corpora
 from lens_lang.models import PACKAGED, bridge, load_model
@@ -155,6 +156,20 @@ def gpt2() -> Any:
 def gemma() -> Any:
     """The packaged Gemma 3 270M."""
     return load_model(PACKAGED)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; of a module, because no other event loop can run while it is open."""
+    with running_browser() as started:
+        yield started
+
+
+@pytest.fixture
+def browse(browser: Any) -> Iterator[Browse]:
+    """``browse(path, width=1280, dark=False)`` opens a file offline; see `browser.Opened`."""
+    with opening(browser) as opened:
+        yield opened
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

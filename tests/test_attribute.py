@@ -9,7 +9,8 @@ from conftest import VOCAB, LetterTokenizer, hf_model, random_documents, tiny
 from torch import Tensor
 
 from lens_lang import results
-from lens_lang.attribute.cards import NeuronCard, neuron_card
+from lens_lang.attribute.card import NeuronCard
+from lens_lang.attribute.cards import neuron_card
 from lens_lang.attribute.categories import (
     STATISTICS,
     CategoryContribution,

@@ -121,7 +121,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def tiny_model(spelling_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lens_lang.models.load_model", lambda name: spelling_model)
+    monkeypatch.setattr("lens_lang.models.load_model", lambda name, device=None: spelling_model)
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def run_dir(
     """A run folder that the commands have filled, one after another."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lens_lang.models.load_model", lambda name: spelling_model)
+        patch.setattr("lens_lang.models.load_model", lambda name, device=None: spelling_model)
         done("collect", folder, *texts, "--ctx-len", 32)
         done("detect", "lape", folder, "--top", 0.05)
         done("evaluate", folder, *texts, "--controls", 2)
@@ -164,6 +164,7 @@ def test_there_is_one_verb_per_function() -> None:
         ("detect", "plnd"),
         ("detect", "sharing"),
         ("attribute",),
+        ("card",),
         ("evaluate",),
         ("evaluate", "perplexity"),
         ("evaluate", "tasks"),
@@ -191,6 +192,17 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
         if parameter.param_type_name == "option" and parameter.name != "help":
             assert parameter.opts[0] in out
             assert parameter.help, f"{parameter.name} is not explained"
+
+
+@pytest.mark.parametrize("path", ALL_COMMANDS, ids=" ".join)
+def test_every_command_that_takes_a_model_takes_a_device(path: tuple[str, ...]) -> None:
+    options = {option for each in ALL_COMMANDS[path].params for option in each.opts}
+    assert ("--device" in options) == ("--model" in options)
+
+
+def test_an_absent_device_is_one_sentence(texts: list[str], tmp_path: Path) -> None:
+    wrong = refused("collect", tmp_path / "run", *texts, "--device", "cuda:77")
+    assert "There is no device 'cuda:77' here" in wrong
 
 
 def test_nothing_to_do_shows_the_help() -> None:
@@ -451,7 +463,7 @@ def test_an_interrupted_command_says_so_and_ends_with_code_130(
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(
-        "lens_lang.models.load_model", lambda name: signal.raise_signal(signal.SIGINT)
+        "lens_lang.models.load_model", lambda name, device=None: signal.raise_signal(signal.SIGINT)
     )
     done = lens_lang("info")
     assert done.code == 130
@@ -631,7 +643,7 @@ def test_full_demo_measures_all_held_out_text_with_controls_on_every_language(
 def test_plnd_from_text_to_report(
     spelling_model: Any, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lens_lang.models.load_model", lambda name: spelling_model)
+    monkeypatch.setattr("lens_lang.models.load_model", lambda name, device=None: spelling_model)
     folder = tmp_path / "plnd"
     collected = ("collect", folder, *texts, "--statistic", "plnd", "--tokens", 200)
     done(*collected, "--top-mlp", 30, "--top-attn", 0.5)
@@ -690,7 +702,7 @@ def test_detecting_without_importance_is_one_sentence(tmp_path: Path) -> None:
 def test_the_language_of_layers_with_and_without_neurons(
     texts: list[str], run_dir: Path, monkeypatch: pytest.MonkeyPatch, spelling_model: Any
 ) -> None:
-    monkeypatch.setattr("lens_lang.models.load_model", lambda name: spelling_model)
+    monkeypatch.setattr("lens_lang.models.load_model", lambda name, device=None: spelling_model)
     monkeypatch.setenv("LENS_LANG_CACHE", str(run_dir / "cache"))
     options = ("--neurons", "lape", "--prompts", 2, "--json")
     rows = json.loads(done("lens", run_dir, *texts, *options))
@@ -724,7 +736,7 @@ def test_the_language_of_layers_with_and_without_neurons(
 def test_the_latent_language_of_words(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, spelling_model: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("lens_lang.models.load_model", lambda name: spelling_model)
+    monkeypatch.setattr("lens_lang.models.load_model", lambda name, device=None: spelling_model)
     words = tmp_path / "words.jsonl"
     pairs = [("dog", "chien"), ("house", "maison"), ("sun", "soleil"), ("six", "six")]
     pairs += [("black", "noir"), ("king", "roi")]
@@ -884,7 +896,7 @@ def test_tuning_exporting_and_applying(
 ) -> None:
     """Each command starts from the model as it is on disk."""
 
-    def fresh(name: str) -> Any:
+    def fresh(name: str, device: str | None = None) -> Any:
         model = bridge(hf_model("llama"))
         model.tokenizer = LetterTokenizer()
         return model

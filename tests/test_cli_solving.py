@@ -36,7 +36,7 @@ def model() -> Any:
 @pytest.fixture
 def folder(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder with neurons of three languages and their means, as methods found them."""
-    monkeypatch.setattr("lens_lang.models.load_model", lambda name: model)
+    monkeypatch.setattr("lens_lang.models.load_model", lambda name, device=None: model)
     generator = torch.Generator().manual_seed(0)
     shapes = {site: (3, site_width(model, site)) for site in (MLP_POST, ATTN_Q)}
     masks = {
@@ -293,24 +293,26 @@ def test_it_is_said_where_items_are_from(folder: Path, tmp_path: Path) -> None:
     assert said == ["Items of mgsm (files): en 1, fr 1", "Items of xcsqa (packaged): en 2, fr 2"]
 
 
-def test_the_weights_are_read_as_asked(
+def test_the_weights_are_read_as_asked_and_where(
     folder: Path, questions: Path, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
 
-    def load_model(name: str, *, dtype: torch.dtype | None = None) -> Any:
-        asked.append(dtype)
+    def load_model(
+        name: str, *, device: str | None = None, dtype: torch.dtype | None = None
+    ) -> Any:
+        asked.append((device, dtype))
         return model
 
     monkeypatch.setattr("lens_lang.models.load_model", load_model)
     few = ["--items", 1, "--controls", 0, "--languages", "en,fr", "--task", "xcsqa"]
-    done("evaluate", "tasks", folder, *few, "--dtype", "bfloat16")
+    done("evaluate", "tasks", folder, *few, "--dtype", "bfloat16", "--device", "cpu")
     done("evaluate", "mwork", folder, *few, "--dtype", "float64")
     done(
         "generate", folder, "--file", questions, "--new-tokens", 1, "--controls", 0, "--dtype",
         "float16", "--languages", "en,fr",
     )  # fmt: skip
-    assert asked == [torch.bfloat16, torch.float64, torch.float16]
+    assert asked == [("cpu", torch.bfloat16), (None, torch.float64), (None, torch.float16)]
     for command in ("tasks", "mwork"):
         sentence = refused("evaluate", command, folder, *few, "--dtype", "bfloat")
         assert "--dtype takes bfloat16, float16, float32, float64, got 'bfloat'" in sentence

@@ -16,6 +16,7 @@ from test_plot_generation import answered
 from test_plot_tasks import OFF, solved, story
 
 from lens_lang.attribute.categories import CategoryContributions
+from lens_lang.contexts import NeuronContexts
 from lens_lang.curves import LanguageCurve
 from lens_lang.detect.sharing import sharing
 from lens_lang.errors import MissingExtraError, StorageError
@@ -29,6 +30,7 @@ from lens_lang.latent import LatentLanguages
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.page import read_results, report
 from lens_lang.patterns import SharingPatterns
+from lens_lang.plot.views import page_script
 from lens_lang.sections.effect import why_not
 from lens_lang.sites import ATTN_K, ATTN_Q, MLP_POST
 from lens_lang.stats import Frequency
@@ -38,35 +40,59 @@ LANGUAGES = ("en", "fr", "zh")
 
 
 class Elements(HTMLParser):
-    """What a browser would make of a page: elements with attributes, scripts, cells, text."""
+    """What a browser would make of a page: elements with attributes, scripts, cells, text.
+
+    ``tables`` has the cells of each section's table, by its heading; ``cells`` those of results.
+    """
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.attributes: list[tuple[str, str, str]] = []
         self.scripts: list[str] = []
-        self.cells: list[str] = []
+        self.tables: dict[str, list[str]] = {}
         self.headings: list[str] = []
         self.text = ""
         self._inside = ""
+        self._table, self._cell = False, False
         self.feed(page)
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += [(tag, name, value or "") for name, value in attrs]
         self._inside = tag
-        for wanted, held in (("script", self.scripts), ("td", self.cells), ("h2", self.headings)):
+        said = dict(attrs)
+        if tag == "table":
+            self._table = "result" in str(said.get("class")).split()
+        if self._table and (tag == "td" or said.get("scope") == "row"):
+            self._cell = True
+            self.tables.setdefault(self.headings[-1] if self.headings else "", []).append("")
+        for wanted, held in (("script", self.scripts), ("h2", self.headings)):
             if tag == wanted:
                 held.append("")
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = ""
+        if tag in ("td", "th"):
+            self._cell = False
 
     def handle_data(self, data: str) -> None:
-        held = {"script": self.scripts, "td": self.cells, "h2": self.headings}.get(self._inside)
+        held = {"script": self.scripts, "h2": self.headings}.get(self._inside)
+        if self._cell:
+            held = self.tables[self.headings[-1] if self.headings else ""]
         if held is not None:
             held[-1] += data
         if self._inside not in ("script", "style"):
             self.text += data
+
+    @property
+    def cells(self) -> list[str]:
+        """Of the tables of results, not of files and texts."""
+        return [
+            cell
+            for heading, cells in self.tables.items()
+            if heading not in ("Data", "Texts")
+            for cell in cells
+        ]
 
     @property
     def figures(self) -> list[dict[str, Any]]:
@@ -76,7 +102,8 @@ class Elements(HTMLParser):
     def loads(self) -> list[str]:
         """Addresses that a browser would fetch or link to."""
         names = ("src", "href", "srcset", "action", "poster", "data", "formaction", "xlink:href")
-        return [value for _, name, value in self.attributes if name in names]
+        found = [value for _, name, value in self.attributes if name in names]
+        return [value for value in found if not value.startswith("#")]
 
 
 def some_neurons(counts: dict[str, int], **provenance: Any) -> LanguageNeurons:
@@ -231,6 +258,87 @@ def test_neurons_of_several_structures_are_counted_by_structure(tmp_path: Path) 
     assert titles[1:4] == [f"Neurons per layer at {site.name}" for site in widths]
 
 
+def test_an_effect_is_not_told_of_neurons_it_is_not_named_after(tmp_path: Path) -> None:
+    changes = torch.tensor([[2.0], [2.001]], dtype=torch.float64)
+    documents = {"en": DocumentNLL(changes, torch.tensor([1]), torch.tensor([4]))}
+    PerplexityMatrix(("en",), ("en",), documents, 0).save(tmp_path / "perplexity-plnd.safetensors")
+    some_neurons({"en": 3}).save(tmp_path / "lape.safetensors")
+    assert "only 3 neurons" not in Elements(report(tmp_path).read_text(encoding="utf-8")).text
+
+
+def test_sections_of_one_title_say_which_file_they_are_of(tmp_path: Path) -> None:
+    for name in ("lape", "mine"):
+        some_neurons({"en": 3}).save(tmp_path / f"{name}.safetensors")
+    some_neurons({"en": 3}, method="lap").save(tmp_path / "lap.safetensors")
+    assert Elements(report(tmp_path).read_text(encoding="utf-8")).headings == [
+        "Neurons found by lap",
+        "Neurons found by lape (lape)",
+        "Neurons found by lape (mine)",
+        "Data",
+    ]
+
+
+def test_statistics_of_different_texts_have_columns_of_their_own(tmp_path: Path) -> None:
+    some_frequency(("en", "fr")).save(tmp_path / "a.safetensors")
+    some_frequency(("fr", "zh")).save(tmp_path / "b.safetensors")
+    some_frequency(("en", "fr")).save(tmp_path / "c.safetensors")
+    written = report(tmp_path).read_text(encoding="utf-8")
+    assert "tokens counted (a, c)" in written and "tokens counted (b)" in written
+    assert Elements(written).cells == [
+        *("en", "12,345", ""),
+        *("fr", "12,346", "12,345"),
+        *("zh", "", "12,346"),
+    ]
+
+
+def test_texts_options_and_versions_can_be_read(tmp_path: Path) -> None:
+    corpora = {"digest": "d9bf9463d042", "n_tokens": {"en": 3048, "fr": 4064}, "ctx_len": 128}
+    record = {
+        "model": "toy",
+        "weights": "9d3cdc8709dbf505",
+        "corpora": corpora,
+        "versions": {"torch": "2.9", "lens_lang": "0.1.0"},
+    }
+    some_frequency(LANGUAGES, **record).save(tmp_path / "frequency.safetensors")
+    some_neurons(
+        {"en": 3}, options={"top": 0.01, "max_entropy": None, "compat": False}, statistic=record
+    ).save(tmp_path / "lape.safetensors")
+    elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
+    assert elements.tables["Texts"] == ["en", "3,048", "fr", "4,064", "all", "7,112"]
+    assert "d9bf9463: rows of at most 128 tokens, one document each." in elements.text
+    assert "Read for frequency, lape." in elements.text
+    assert "top 0.01, max entropy not set, compat no" in elements.text
+    rows = elements.tables["Data"]
+    assert rows[1:7] == ["Frequency", "toy", "9d3cdc87", "0.1.0", "2.9", ""]
+    assert rows[9:15] == ["LanguageNeurons", "toy", "9d3cdc87", "0.1.0", "2.9", ""]
+
+
+def test_the_script_of_views_is_on_a_page_with_views_and_on_no_other(tmp_path: Path) -> None:
+    contexts = NeuronContexts(
+        languages=("en",),
+        neurons=torch.tensor([[0, 2]]),
+        peak=torch.tensor([[[3.5]]]),
+        document=torch.tensor([[[7]]]),
+        position=torch.tensor([[[1]]]),
+        window=torch.tensor([[[[5, 9]]]]),
+        values=torch.tensor([[[[0.5, 3.5]]]]),
+        before=1,
+        items=torch.tensor([5, 9]),
+        pieces=(" a", " cat"),
+        site=MLP_POST,
+        n_tokens=torch.tensor([40]),
+    )
+    some_neurons({"en": 3}).save(tmp_path / "lape.safetensors")
+    assert page_script() not in report(tmp_path).read_text(encoding="utf-8")
+    contexts.save(tmp_path / "b.safetensors")
+    contexts.save(tmp_path / "c.safetensors")
+    written = report(tmp_path).read_text(encoding="utf-8")
+    assert written.count(page_script()) == 1
+    assert Elements(written).tables["Texts with the highest activation (b)"] == [
+        *("0.2", "en", "+3.500", "cat", "a cat")
+    ]
+
+
 def test_what_was_cut_or_left_out_is_said(tmp_path: Path) -> None:
     Importance(
         languages=("en", "fr"),
@@ -259,7 +367,8 @@ def test_an_effect_is_told_of_the_neurons_it_is_named_after(tmp_path: Path) -> N
     text = Elements(report(tmp_path).read_text(encoding="utf-8")).text
     assert "Plausible: LAPE gave it only 4 neurons. A neuron counts" in text
     assert "Plausible: PLND gave it only 4 neurons." in text
-    assert "PLND gave it only 4 neurons. A neuron counts" not in text
+    assert "its removal changed much in all of the language's documents." in text
+    assert text.count("few other languages use it") == 1
 
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -433,6 +542,39 @@ def test_few_neurons_are_given_as_a_plausible_reason(count: int, said: str) -> N
     assert sentence.count("Plausible") == 1
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (
+            {"method": "plnd", "options": {"min_share": 0.8, "without": "common", "top": 5}},
+            "PLND gave it only 3 neurons. A neuron counts only if its removal changed much in at "
+            "least 80 % of the language's documents, and those that all languages have are taken "
+            "away; at most 5 of a layer are kept.",
+        ),
+        (
+            {"method": "plnd", "options": {"min_share": 1.0, "without": "en"}},
+            "in all of the language's documents, and those that en has are taken away.",
+        ),
+        (
+            {"method": "lap", "options": {"threshold": 0.9}},
+            "LAP gave it only 3 neurons. A neuron counts only if it fires on more than 90 % of "
+            "the language's tokens.",
+        ),
+        ({"method": "lave"}, "LAVE gave it only 3 neurons. A neuron counts as a language's own"),
+        ({"method": "sharing"}, "fires in that language of an example and in no other."),
+        ({"method": "random"}, "Plausible: it was given, at random, only 3 neurons."),
+        ({"method": "read from file"}, "Plausible: the file gives it only 3 neurons."),
+        ({"method": ""}, "Plausible: the method gave it only 3 neurons."),
+    ],
+)
+def test_the_reason_is_that_of_the_method(record: dict[str, Any], said: str) -> None:
+    neurons = some_neurons({"en": 3, "fr": 60}, **record)
+    sentence = why_not(judged(beyond_chance=False), neurons)
+    assert sentence.endswith(said) or (record["method"] == "lave" and said in sentence)
+    only = "few other languages use it" in sentence
+    assert only == (record["method"] in ("lape", "lave"))
+
+
 def test_twenty_neurons_are_not_few() -> None:
     sentence = why_not(judged(beyond_chance=False), some_neurons({"en": 20, "fr": 60}))
     assert "only" not in sentence
@@ -484,8 +626,8 @@ def test_the_language_of_layers_latent_languages_and_heads_have_sections(tmp_pat
     elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
     assert elements.headings[:3] == [
         "Language of each layer (curve)",
-        "Attention heads",
         "Latent language (latent)",
+        "Attention heads (headattention)",
     ]
     assert "Prompts: en 1, fr 2." in elements.text
     assert len(elements.figures) == 2 + 2 + 1

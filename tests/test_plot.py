@@ -142,9 +142,9 @@ def test_the_perplexity_map_shows_every_change_with_its_sign() -> None:
     assert list(cells(figure).y) == list(CHANGES)
     assert list(cells(figure).x) == list(LANGUAGES)
     assert texts(figure) == [
-        ["+1.50", "-0.25", "+0.00"],
+        ["+1.50", "-0.25", "0.00"],
         ["+0.10", "+0.50", "+0.20"],
-        ["+0.00", "+0.25", "+1.00"],
+        ["0.00", "+0.25", "+1.00"],
     ]
     shades = torch.tensor([list(row) for row in cells(figure).z])
     torch.testing.assert_close(shades, matrix_of(CHANGES).delta_nll.float())

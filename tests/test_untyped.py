@@ -28,6 +28,9 @@ from lens_lang.attribute.categories import CategoryContribution
 from lens_lang.attribute.gradients import gradient_attribution
 from lens_lang.attribute.writing import token_vectors
 from lens_lang.collection import collect, collect_parallel
+from lens_lang.contexts import TopContexts
+from lens_lang.plot.views import View
+from lens_lang.token_readings import token_activations
 from lens_lang.detect.sharing import sharing
 from lens_lang.evaluate.per_example import PerExample, category_effect
 from lens_lang.parallel import ParallelCorpora
@@ -90,6 +93,10 @@ CASES = {
     "token_vectors(None, [1], vector='both')": "vector must be unembedding or embedding, got",
     "inference_template('fr')": "instruction must be en or native, got 'fr'",
     "read_edits([], fact='french')": "fact must be english or own, got 'french'",
+    "TopContexts({'fr': some})": "TopContexts takes a NeuronSet, got dict: give neurons['fr']",
+    "token_activations(None, [], {'fr': some})": "token_activations takes a NeuronSet, got dict",
+    "View('ColoredTokens', {'tokens': 3, 'values': [1]}, 'x')": "got the shape 1",
+    "View('ColoredTokens', {'tokens': ['a'], 'values': ['b', 'c']}, 'x')": "got the shape 2",
     "MeanActivation('gates')": "space must be one of gate, product, up, residual, got 'gates'",
     "LapeVariant(scope='world')": "scope must be model or layer, got 'world'",
     "LapeVariant(assign='best')": "assign must be above_bar or argmax or exclusive, got 'best'",

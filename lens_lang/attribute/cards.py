@@ -1,84 +1,137 @@
-"""A neuron's card: what it writes, in which languages it fires, how strongly.
+"""Cards of neurons: what each writes, where it fires, where it stands, and what is lost without it.
 
-What a neuron writes is read as a prediction by itself, through the final norm's gain and the
-unembedding: the vocabulary items it makes likelier, and those it makes less likely, with the
-languages they belong to.
+What a neuron writes is read as a prediction by itself: the vocabulary items it makes likelier, and
+those it makes less likely, with the languages they belong to. Its place among the other neurons is
+read from the weights. Firing, contexts and effect are shown where they were measured.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from lens_lang.attention import widened
+from lens_lang.attribute.card import NeuronCard, card_from_json
+from lens_lang.attribute.effect import check_measured_on, neuron_effect
+from lens_lang.attribute.markup import visible
+from lens_lang.attribute.neighbourhood import Neighbourhood, check_neurons, neighbourhoods
+from lens_lang.attribute.promotion import promotions
 from lens_lang.attribute.writing import writing
-from lens_lang.errors import OptionError, SiteError
-from lens_lang.readout import CHUNK_LOGITS, final_scale
-from lens_lang.sites import MLP_POST, MLP_PRE, HookedModel, check_layers, model_name, n_layers
-from lens_lang.spelling import as_text, spell_vocabulary
-from lens_lang.stats import Frequency
-from lens_lang.vocabulary import OTHER, VocabularyLanguages
-
-
-@dataclass(frozen=True)
-class Item:
-    """A vocabulary item that a neuron acts on.
-
-    Attributes:
-        token: Its number.
-        text: How it is spelled.
-        score: How much the neuron adds to its score at activation 1, relative to the length of
-            what it writes.
-        language: The language it most likely belongs to; ``other`` for none or several.
-    """
-
-    token: int
-    text: str
-    score: float
-    language: str
+from lens_lang.contexts import NeuronContexts
+from lens_lang.errors import OptionError, ShapeError, SiteError, StorageError, near_misses
+from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.neurons import LanguageNeurons, neuron_set
+from lens_lang.sites import (
+    MLP_POST,
+    MLP_PRE,
+    HookedModel,
+    check_layers,
+    model_name,
+)
+from lens_lang.stats import Frequency, joined_provenance
+from lens_lang.storage import read_tensors, versions, write_tensors
+from lens_lang.vocabulary import VocabularyLanguages
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NeuronCard:
-    """What is known of one MLP neuron.
+class NeuronCards:
+    """The cards of several neurons of one model.
+
+    ``cards["12.1542"]`` is one of them, ``"12.1542" in cards`` asks for it, iteration gives all in
+    their order, and ``+`` unites two collections: a card of the right one replaces that of the
+    same neuron in the left one.
 
     Attributes:
-        layer: Its layer.
-        index: Its place in the layer.
-        promoted: The items it makes likelier, most of all first.
-        suppressed: The items it makes less likely, most of all first.
-        promoted_languages: Of the items promoted, the share of each language and of *other*.
-        firing: By language the share of tokens at which it fires; empty where nobody counted.
-        provenance: The model.
+        cards: One card a neuron.
+        provenance: Model and versions, as JSON values.
     """
 
-    layer: int
-    index: int
-    promoted: tuple[Item, ...]
-    suppressed: tuple[Item, ...]
-    promoted_languages: Mapping[str, float]
-    firing: Mapping[str, float] = field(default_factory=dict)
+    cards: tuple[NeuronCard, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
-    def __repr__(self) -> str:
-        """The card as text."""
-        lines = [f"neuron {self.layer}.{self.index} of {self.provenance.get('model', 'a model')}"]
-        for what, items in (("promotes", self.promoted), ("suppresses", self.suppressed)):
-            shown = "  ".join(f"{item.text!r} ({item.language})" for item in items)
-            lines.append(f"  {what:<11}{shown}")
-        shares = sorted(self.promoted_languages.items(), key=lambda each: -each[1])
-        lines.append(
-            "  languages  " + ", ".join(f"{lang} {100 * x:.0f} %" for lang, x in shares if x > 0)
+    def __post_init__(self) -> None:
+        repeated = [name for name, count in Counter(self.names).items() if count > 1]
+        if repeated:
+            raise OptionError(f"These neurons have two cards: {', '.join(repeated)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The neurons, such as ``"12.1542"``."""
+        return tuple(card.name for card in self.cards)
+
+    def __getitem__(self, name: str) -> NeuronCard:
+        names = self.names
+        if name not in names:
+            raise OptionError(f"There is no card of neuron {name}{near_misses(name, names)}")
+        return self.cards[names.index(name)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[NeuronCard]:
+        return iter(self.cards)
+
+    def __len__(self) -> int:
+        return len(self.cards)
+
+    def __add__(self, other: "NeuronCards") -> "NeuronCards":
+        if not isinstance(other, NeuronCards):
+            return NotImplemented
+        mine, theirs = (each.provenance.get("model") for each in (self, other))
+        if mine != theirs:
+            raise ShapeError(f"Cannot unite cards of neurons of {mine} and of {theirs}")
+        both = {card.name: card for card in (*self.cards, *other.cards)}
+        return NeuronCards(
+            tuple(both.values()), joined_provenance(self.provenance, other.provenance)
         )
-        if self.firing:
-            often = sorted(self.firing.items(), key=lambda each: -each[1])
-            lines.append(
-                "  fires on   " + ", ".join(f"{lang} {100 * x:.0f} %" for lang, x in often)
-            )
-        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        model = visible(str(self.provenance.get("model", "a model")))
+        return f"NeuronCards({len(self)} of {model}: {', '.join(self.names)})"
+
+    def _repr_html_(self) -> str:
+        return "<hr>".join(card._repr_html_() for card in self.cards)
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file.
+
+        Args:
+            path: The file.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
+        # As a tensor of bytes, because a header has an upper limit and contexts have not.
+        told = json.dumps([asdict(card) for card in self.cards], ensure_ascii=False)
+        tensor = torch.frombuffer(
+            bytearray(told.encode("utf-8", errors="replace")), dtype=torch.uint8
+        )
+        header = {"names": list(self.names), "provenance": dict(self.provenance)}
+        write_tensors(path, type(self).__name__, header, {"cards": tensor})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NeuronCards":
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            StorageError: The file is missing, damaged, or holds something else.
+        """
+        _, header, tensors = read_tensors(path, cls.__name__)
+        try:
+            told = json.loads(bytes(tensors["cards"].tolist()).decode("utf-8"))
+            cards = cls(tuple(card_from_json(each) for each in told), dict(header["provenance"]))
+            if list(cards.names) != header["names"]:
+                raise ValueError("a card")
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise StorageError(f"{path} is damaged: {error} is missing or malformed") from error
+        return cards
 
 
 def neuron_card(
@@ -87,85 +140,140 @@ def neuron_card(
     vocabulary: VocabularyLanguages,
     *,
     frequency: Frequency | None = None,
+    neurons: LanguageNeurons | None = None,
+    contexts: NeuronContexts | None = None,
+    effect: PerplexityMatrix | None = None,
     top_k: int = 10,
 ) -> NeuronCard:
-    """Describe one MLP neuron by the vocabulary it promotes.
+    """Describe one MLP neuron. For several see `neuron_cards`, which is faster.
 
     Args:
         model: The model.
         neuron: Its layer and index.
         vocabulary: Which language each item belongs to.
         frequency: How often neurons fire, to say on which languages this one does.
-        top_k: Items to keep at either end.
+        neurons: The neurons of each language, to say where this one stands among them.
+        contexts: In which text neurons are most active; this one among them.
+        effect: What happens without single neurons: an intervention called ``"12.1542"`` is
+            `ablate` of that neuron alone, and its controls are random neurons of its layer.
+        top_k: Items to keep at either end of the vocabulary.
 
     Returns:
         The card; printing it shows it.
 
     Raises:
-        OptionError: There is no such neuron, or `top_k` is out of its range.
-        ShapeError: `vocabulary` or `frequency` was made for another model.
-        SiteError: `frequency` is not of MLP neurons.
+        OptionError: There is no such neuron, `contexts` or `effect` lack it, or `top_k` is out of
+            its range.
+        ShapeError: Something was made for another model.
+        SiteError: Something is not of MLP neurons.
         ModelError: The weights are quantised and cannot be read.
     """
-    layer, index = neuron
-    if not 0 <= layer < n_layers(model):
-        raise OptionError(f"layer must be below {n_layers(model)}, got {layer}")
-    each = writing(model, layer)
-    if not 0 <= index < len(each.matrix):
-        raise OptionError(f"Layer {layer} has {len(each.matrix)} neurons, none number {index}")
-    d_vocab = int(model.cfg.d_vocab)
-    if not 1 <= top_k <= d_vocab // 2:
-        raise OptionError(f"top_k must be between 1 and {d_vocab // 2}, got {top_k}")
-    share = vocabulary.padded(d_vocab).share
-    labels = (*vocabulary.languages, OTHER)
-    row = widened(each.matrix[index])
-    scores = _promotion(model, row if each.gain is None else row * each.gain)
-    spelled = spell_vocabulary(model)
-    # What no text spells (padding rows, special tokens) would win by its odd vector.
-    silent = torch.tensor([not piece for piece in spelled] + [True] * (d_vocab - len(spelled)))
-    ends = []
-    for sign in (1.0, -1.0):
-        found = (sign * scores).masked_fill(silent, -torch.inf).topk(top_k)
-        ends.append(
-            tuple(
-                Item(
-                    token,
-                    as_text(spelled[token]) or repr(spelled[token]),
-                    sign * score,
-                    labels[int(share[token].argmax())],
-                )
-                for token, score in zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    found = neuron_cards(
+        model,
+        [neuron],
+        vocabulary,
+        frequency=frequency,
+        neurons=neurons,
+        contexts=contexts,
+        effect=effect,
+        top_k=top_k,
+    )
+    return found.cards[0]
+
+
+def neuron_cards(
+    model: Any,
+    which: Sequence[tuple[int, int]],
+    vocabulary: VocabularyLanguages,
+    *,
+    frequency: Frequency | None = None,
+    neurons: LanguageNeurons | None = None,
+    contexts: NeuronContexts | None = None,
+    effect: PerplexityMatrix | None = None,
+    top_k: int = 10,
+) -> NeuronCards:
+    """Describe several MLP neurons together.
+
+    Args:
+        model: The model.
+        which: Layer and index of each; a repeated one gets one card.
+        vocabulary: As for `neuron_card`, and so are all others.
+        frequency: How often neurons fire.
+        neurons: The neurons of each language.
+        contexts: In which text neurons are most active.
+        effect: What happens without single neurons; the cards share it.
+        top_k: Items to keep at either end of the vocabulary.
+
+    Returns:
+        The cards, in the order of `which`.
+
+    Raises:
+        OptionError: There is no such neuron, `contexts` or `effect` lack one, or `top_k` is out of
+            its range.
+        ShapeError: Something was made for another model.
+        SiteError: Something is not of MLP neurons.
+        ModelError: The weights are quantised and cannot be read.
+    """
+    which = list(dict.fromkeys((layer, index) for layer, index in which))
+    neuron_set(model, which)  # refuses those it does not have
+    _check_measured(model, frequency, neurons, contexts)
+    vectors: dict[tuple[int, int], Tensor] = {}
+    around: dict[tuple[int, int], Neighbourhood] = {}
+    for layer in dict.fromkeys(layer for layer, _ in which):
+        indices = [index for each, index in which if each == layer]
+        written = writing(model, layer)
+        for index, place in zip(
+            indices, neighbourhoods(written, layer, indices, neurons), strict=True
+        ):
+            around[layer, index] = place
+            vectors[layer, index] = written.vectors[index]
+    provenance = {"model": model_name(model)}
+    if contexts is not None:
+        provenance["contexts at"] = contexts.site.name
+    probability = None if frequency is None else frequency.probability
+    rows = torch.stack([vectors[each] for each in which]) if which else torch.empty(0, 0)
+    made = promotions(model, rows, vocabulary, top_k=top_k) if which else []
+    cards = []
+    for neuron, ends in zip(which, made, strict=True):
+        layer, index = neuron
+        firing: dict[str, float] = {}
+        if frequency is not None and probability is not None:
+            values = probability[:, layer, index].tolist()
+            firing = dict(zip(frequency.languages, values, strict=True))
+        cards.append(
+            NeuronCard(
+                layer,
+                index,
+                ends.promoted,
+                ends.suppressed,
+                ends.languages,
+                around[neuron],
+                firing,
+                {}
+                if contexts is None
+                else {lang: contexts.of(neuron, lang) for lang in contexts.languages},
+                () if effect is None else neuron_effect(model, neuron, effect),
+                provenance,
             )
         )
-    mean = share[[item.token for item in ends[0]]].mean(0).tolist()
-    firing = {}
+    return NeuronCards(tuple(cards), {"model": model_name(model), "versions": versions()})
+
+
+def _check_measured(
+    model: HookedModel,
+    frequency: Frequency | None,
+    neurons: LanguageNeurons | None,
+    contexts: NeuronContexts | None,
+) -> None:
     if frequency is not None:
         shape = (frequency.count.shape[1], frequency.count.shape[2])
         check_layers(model, MLP_POST, shape, what="frequencies")
-        if frequency.site not in (MLP_PRE, MLP_POST):
+    if neurons is not None:
+        check_neurons(model, neurons)
+    if contexts is not None:
+        check_measured_on(model, contexts.provenance, "contexts")
+    for what, measured in (("frequencies", frequency), ("contexts", contexts)):
+        if measured is not None and measured.site not in (MLP_PRE, MLP_POST):
             raise SiteError(
-                f"The frequencies are of {frequency.site.name}, and this is a neuron of an MLP"
+                f"The {what} are of {measured.site.name}, and this is a neuron of an MLP"
             )
-        probability = frequency.probability[:, layer, index].tolist()
-        firing = dict(zip(frequency.languages, probability, strict=True))
-    return NeuronCard(
-        layer,
-        index,
-        ends[0],
-        ends[1],
-        dict(zip(labels, mean, strict=True)),
-        firing,
-        {"model": model_name(model)},
-    )
-
-
-def _promotion(model: HookedModel, vector: Float[Tensor, "d_model"]) -> Float[Tensor, "item"]:
-    """What a vector of the residual stream adds to every item, relative to its length."""
-    weight: Tensor = model.W_U  # type: ignore[attr-defined]
-    gain, centred = final_scale(model, len(weight), weight)
-    vector = vector.to(weight.device)
-    vector = vector - vector.mean() if centred else vector
-    vector = vector * gain.to(vector) / vector.norm().clamp(min=1e-20)
-    step = max(1, CHUNK_LOGITS // len(weight))
-    parts = [vector @ widened(part.detach()) for part in torch.split(weight, step, dim=1)]
-    return torch.cat(parts).cpu()

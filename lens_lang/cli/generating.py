@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lens_lang.cli.options import (
+    Device,
     Dtype,
     Json,
     Model,
@@ -33,6 +34,7 @@ _WHERE = {"all": "", "prompt": ", prompt only", "new": ", new tokens only"}
 def generate(
     run_dir: RunDir,
     model: Model = "gemma-3-270m",
+    device: Device = None,
     neurons: Annotated[
         str, typer.Option(help="Neuron files in the run folder, with commas; '' for vectors only.")
     ] = "lape",
@@ -123,7 +125,7 @@ def generate(
         seed=seed,
     )
     mean = Activations.load(run_dir / "activations.safetensors") if named and not off else None
-    loaded = load_model(model, **weights)
+    loaded = load_model(model, device=device, **weights)
     _check_layers(layers, n_layers(loaded))
     at = _WHERE[positions]
     if off:

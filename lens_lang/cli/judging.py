@@ -7,6 +7,7 @@ import typer
 
 from lens_lang.cli.options import (
     Column,
+    Device,
     Json,
     Model,
     Neurons,
@@ -59,6 +60,7 @@ def demo(
 def perplexity(
     run_dir: RunDir,
     model: Model = "gemma-3-270m",
+    device: Device = None,
     text: Texts = None,
     neurons: Neurons = "lape",
     tokens: Annotated[int | None, typer.Option(help="At most so many tokens a language.")] = None,
@@ -76,7 +78,7 @@ def perplexity(
     from lens_lang.neurons import LanguageNeurons
 
     found, files = LanguageNeurons.load(run_dir / f"{neurons}.safetensors"), text_files(text)
-    loaded = load_model(model)
+    loaded = load_model(model, device=device)
     held_out = corpora_of(loaded, files, 512, tokens, text_column, part=1)
     matrix = perplexity_matrix(
         loaded,

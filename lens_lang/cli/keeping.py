@@ -8,6 +8,7 @@ import typer
 from lens_lang.cli.options import (
     Column,
     CtxLen,
+    Device,
     Json,
     Model,
     Neurons,
@@ -24,6 +25,7 @@ def tune(
     run_dir: RunDir,
     language: Annotated[str, typer.Option(help="Whose neurons to train, on whose text.")],
     model: Model = "gemma-3-270m",
+    device: Device = None,
     neurons: Neurons = "lape",
     steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 100,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-4,
@@ -50,7 +52,7 @@ def tune(
 
     found = LanguageNeurons.load(run_dir / f"{neurons}.safetensors")[language]
     files, judged = text_files(text), text_files(held_out)
-    loaded = load_model(model)
+    loaded = load_model(model, device=device)
     corpora = corpora_of(loaded, files, ctx_len, None, text_column)[language]
     read_too = corpora_of(loaded, judged, 512, tokens, text_column, part=1)
     concepts = read_concepts()[:cloze] if cloze > 0 else []
@@ -88,6 +90,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="New folder, for AutoModelForCausalLM.")],
     language: Annotated[str, typer.Option(help="Whose neurons to switch off in the weights.")],
     model: Model = "gemma-3-270m",
+    device: Device = None,
     neurons: Neurons = "lape",
     scale: Annotated[float, typer.Option(help="Multiply them by this instead.")] = 0.0,
 ) -> None:
@@ -97,13 +100,14 @@ def export(
     from lens_lang.neurons import LanguageNeurons
 
     found = LanguageNeurons.load(run_dir / f"{neurons}.safetensors")[language]
-    print_line(str(write(load_model(model), found, out, scale=scale)))
+    print_line(str(write(load_model(model, device=device), found, out, scale=scale)))
 
 
 def apply_delta(
     delta: Annotated[Path, typer.Argument(help="File that `tune` wrote.")],
     out: Annotated[Path, typer.Argument(help="New folder, for AutoModelForCausalLM.")],
     model: Model = "gemma-3-270m",
+    device: Device = None,
 ) -> None:
     """Write a Hugging Face model with a tuned change in its weights."""
     from lens_lang.delta import Delta
@@ -111,7 +115,7 @@ def apply_delta(
     from lens_lang.models import load_model
     from lens_lang.neurons import NeuronSet
 
-    change, loaded = Delta.load(delta), load_model(model)
+    change, loaded = Delta.load(delta), load_model(model, device=device)
     change.apply(loaded)
     print_line(str(write(loaded, NeuronSet({}), out)))
 

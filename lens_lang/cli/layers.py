@@ -7,6 +7,7 @@ import typer
 
 from lens_lang.cli.options import (
     Column,
+    Device,
     Json,
     Model,
     Texts,
@@ -21,6 +22,7 @@ from lens_lang.errors import OptionError
 def lens(
     out: Annotated[Path, typer.Argument(help="Run folder.")],
     model: Model = "gemma-3-270m",
+    device: Device = None,
     text: Texts = None,
     neurons: Annotated[
         str | None,
@@ -47,7 +49,7 @@ def lens(
 
     files = text_files(text)
     found = LanguageNeurons.load(out / f"{neurons}.safetensors") if neurons else None
-    loaded = load_model(model)
+    loaded = load_model(model, device=device)
     if files:
         train, held_out = corpora_of(loaded, files, 512, None, text_column, part=1).split(
             0.8, seed=0
@@ -96,6 +98,7 @@ def latent(
         str | None, typer.Option(help="Language to translate from; without, fill in sentences.")
     ] = None,
     model: Model = "gemma-3-270m",
+    device: Device = None,
     words: Annotated[
         Path | None, typer.Option(help="JSON lines of concepts; without, those of lens_lang.")
     ] = None,
@@ -134,7 +137,7 @@ def latent(
             f"latent-{task}-{asked}-{neurons}-off": ablate(some),
             f"latent-{task}-{asked}-{neurons}-random": ablate(random),
         }
-    loaded = load_model(model)
+    loaded = load_model(model, device=device)
     kept, sets = separable_prompts(loaded, made)
     say(f"{len(kept)} of {len(made)} prompts have answers that begin differently")
     rows: list[dict[Any, Any]] = []

@@ -10,6 +10,7 @@ import typer
 from lens_lang.cli.options import (
     Column,
     CtxLen,
+    Device,
     Json,
     Model,
     Texts,
@@ -34,6 +35,7 @@ class _Mode(str, Enum):
 def collect(
     out: Annotated[Path, typer.Argument(help="Run folder; continued if it holds this run.")],
     model: Model = "gemma-3-270m",
+    device: Device = None,
     text: Texts = None,
     ctx_len: CtxLen = 128,
     tokens: Annotated[int | None, typer.Option(help="At most so many tokens a language.")] = None,
@@ -63,7 +65,7 @@ def collect(
         specs = [PLNDImportance(top_k={"mlp": top_mlp, "attn": top_attn}, mode=mode.value)]
     # Before the model: a typo should cost no minute.
     share, files = share_of(shard), text_files(text)
-    loaded = load_model(model)
+    loaded = load_model(model, device=device)
     corpora = corpora_of(loaded, files, ctx_len, tokens, text_column).sharded(*share)
     collection.collect(
         loaded,

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 RunDir = Annotated[Path, typer.Argument(help="Run folder, as `collect` made it.")]
 Model = Annotated[str, typer.Option(help="gemma-3-270m, a folder, or a hub id.")]
+Device = Annotated[
+    str | None, typer.Option(help="Where the model runs: cuda, cuda:1, mps; without, the CPU.")
+]
 Texts = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from lens_lang.cli.cards import card
 from lens_lang.cli.detecting import (
     detect_lap,
     detect_lape,
@@ -42,6 +43,7 @@ app.command("apply")(apply_delta)
 app.command()(lens)
 app.command()(latent)
 app.command()(attribute)
+app.command()(card)
 app.command()(report)
 app.command()(info)
 app.command()(convert)

@@ -8,6 +8,7 @@ import typer
 from lens_lang.cli.options import (
     Column,
     Demonstrations,
+    Device,
     Instruction,
     Items,
     Json,
@@ -34,6 +35,7 @@ def collect_parallel(
     out: Annotated[Path, typer.Argument(help="Run folder; continued if it holds this run.")],
     task: Task = None,
     model: Model = "gemma-3-270m",
+    device: Device = None,
     text: Texts = None,
     text_column: Column = "text",
     instruction: Instruction = "en",
@@ -65,7 +67,7 @@ def collect_parallel(
     asked = None
     if task is not None:
         asked = questions_of(task, instruction, demonstrations, languages, items)
-    loaded = load_model(model)
+    loaded = load_model(model, device=device)
     if asked is not None:
         examples = examples_of(loaded, asked, languages)
     else:
@@ -84,6 +86,7 @@ def attribute(
     out: Annotated[Path, typer.Argument(help="Run folder.")],
     task: Task = "facts",
     model: Model = "gemma-3-270m",
+    device: Device = None,
     instruction: Instruction = "en",
     demonstrations: Demonstrations = 0,
     languages: Languages = None,
@@ -112,7 +115,7 @@ def attribute(
         raise OptionError("--cards and --controls must be at least 0")
     rule = PerExample(threshold=threshold, positions="last" if last else "all")
     asked = questions_of(task, instruction, demonstrations, languages, items)
-    loaded = load_model(model)
+    loaded = load_model(model, device=device)
     examples = examples_of(loaded, asked, languages)
     # First, because it looks at the answers before it runs.
     effect = category_effect(

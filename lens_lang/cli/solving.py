@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from lens_lang.cli.options import Dtype, Json, Model, Neurons, RunDir, dtype_of, languages_of
+from lens_lang.cli.options import (
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Neurons,
+    RunDir,
+    dtype_of,
+    languages_of,
+)
 from lens_lang.cli.printing import print_rows, say
 from lens_lang.errors import OptionError, near_misses
 
@@ -49,6 +58,7 @@ def tasks(
     run_dir: RunDir,
     task: _Tasks,
     model: Model = "gemma-3-270m",
+    device: Device = None,
     neurons: Neurons = "lape",
     languages: _Languages = None,
     items: _ItemLimit = None,
@@ -74,7 +84,7 @@ def tasks(
     source = _source(asked, file, hub, items, no_cue)
     found = LanguageNeurons.load(run_dir / f"{neurons}.safetensors")
     read = [source.read(each, languages_of(languages)) for each in asked]
-    loaded = load_model(model, **weights)
+    loaded = load_model(model, device=device, **weights)
     for each in read:
         _say_items(each)
     rows: list[dict[Any, Any]] = []
@@ -98,6 +108,7 @@ def mwork(
     run_dir: RunDir,
     task: _Tasks,
     model: Model = "gemma-3-270m",
+    device: Device = None,
     neurons: Neurons = "plnd",
     languages: _Languages = None,
     items: _ItemLimit = None,
@@ -157,7 +168,7 @@ def mwork(
         tuning = source.read(on.task, ["en", on.language])
         if on.task in asked:
             tuning, read[on.task.name] = _apart(tuning, read[on.task.name])
-    loaded = load_model(model, **weights)
+    loaded = load_model(model, device=device, **weights)
     whole, kept = n_layers(loaded), run_dir / "tasks"
     given.layers(whole)  # refuses what leaves no layer for the task
     for each in read.values():

@@ -43,7 +43,7 @@ def perplexity_matrix(matrix: PerplexityMatrix) -> "go.Figure":
         delta,
         labels,
         list(matrix.languages),
-        text=[["" if x != x else f"{x:+.2f}" for x in line] for line in delta.tolist()],
+        text=[["" if x != x else _signed(x) for x in line] for line in delta.tolist()],
         hover="%{customdata}<extra></extra>",
         title="Change of NLL in nats per token (row: intervention, column: language read)",
     )
@@ -54,10 +54,16 @@ def perplexity_matrix(matrix: PerplexityMatrix) -> "go.Figure":
         zmin=-bound,
         zmax=bound,
         colorbar={"title": "nats per token"},
+        showscale=len(labels) > 3,  # the numbers stand in the cells; a bar needs room
     )
     figure.update_xaxes(title="language read")
     figure.update_yaxes(title="intervention")
     return figure
+
+
+def _signed(value: float) -> str:
+    """To two places, and nothing has no sign."""
+    return f"{value:+.2f}" if abs(value) >= 0.005 else "0.00"
 
 
 def _control_row(matrix: PerplexityMatrix) -> tuple[Float[Tensor, "lang"], list[str]]:

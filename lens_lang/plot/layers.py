@@ -1,6 +1,6 @@
 """Figures of what layers and heads say, in which language."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +18,7 @@ from lens_lang.plot.style import (
     line_with_band,
     panels,
 )
+from lens_lang.plot.views import View
 from lens_lang.vocabulary import OTHER
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def head_attention(
     return figure
 
 
-def token_languages(table: LensTable, *, layer: int) -> Any:
+def token_languages(table: LensTable, *, layer: int) -> View:
     """Show a prompt's tokens coloured by the language of what one layer would say next.
 
     Args:
@@ -241,18 +242,21 @@ def token_languages(table: LensTable, *, layer: int) -> Any:
         layer: The layer; 0 are the embeddings, -1 the last.
 
     Returns:
-        A circuitsvis view: in a notebook it shows itself; ``str(view)`` is HTML. A button for
-        each language colours the tokens by its share.
+        A view: a button for each language colours the tokens by its share.
 
     Raises:
         OptionError: There is no such layer.
     """
-    from circuitsvis.tokens import colored_tokens_multi
-
     if not -len(table.share) <= layer < len(table.share):
         raise OptionError(f"layer must be below {len(table.share)}, got {layer}")
-    return colored_tokens_multi(
-        list(table.pieces), table.share[layer], labels=[*table.languages, OTHER]
+    return View(
+        "ColoredTokensMulti",
+        {
+            "tokens": list(table.pieces),
+            "values": table.share[layer],
+            "labels": [*table.languages, OTHER],
+        },
+        f"Languages of layer {layer if layer >= 0 else layer + len(table.share)}",
     )
 
 

@@ -35,7 +35,8 @@ def neurons_per_layer(neurons: LanguageNeurons, *, site: Site | None = None) -> 
         hover="%{y}, layer %{x}: %{text} neurons<extra></extra>",
         title=f"Neurons per layer at {site.name}",
     )
-    figure.update_traces(colorscale="Blues", showscale=False)
+    highest = float(counts.max().sqrt()) or 1.0
+    figure.update_traces(colorscale="Blues", showscale=False, zmin=0, zmax=highest)
     figure.update_xaxes(title="layer")
     figure.update_yaxes(title="language")
     return figure
@@ -125,7 +126,10 @@ def overlap(
         ]
         for row in names
     ]
-    figure.update_traces(customdata=details, colorscale="Blues", showscale=False)
+    highest = float(shown.max()) or 1.0  # no overlap is pale, and not the middle of the scale
+    figure.update_traces(
+        customdata=details, colorscale="Blues", showscale=False, zmin=0, zmax=highest
+    )
     figure.update_xaxes(title="language")
     figure.update_yaxes(title="language")
     return figure

@@ -63,7 +63,9 @@ def heat_map(
     set_style(figure, title, 110 + 32 * len(rows))
     # Names of languages and layers are labels, not numbers on a scale.
     figure.update_xaxes(type="category", gridcolor=AXIS)
-    figure.update_yaxes(type="category", autorange="reversed", gridcolor=AXIS)
+    figure.update_yaxes(
+        type="category", autorange="reversed", gridcolor=AXIS, automargin=True, title_standoff=12
+    )
     return figure
 
 

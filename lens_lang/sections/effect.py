@@ -1,5 +1,6 @@
 """The section of what switching neurons off does, and why a language fails the test of its own."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lens_lang.evaluate.perplexity import PerplexityMatrix
@@ -87,7 +88,6 @@ def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
     if row["specific"] and row["beyond_chance"]:
         return "Its own neurons hurt it most, and far more than random ones."
     count = len(neurons[lang]) if neurons is not None and lang in neurons.languages else None
-    few = count is not None and count < _FEW
     reasons = []
     beaten = bool(row["rival"]) and row["rival_change"] >= max(row["own"], 0.005)
     if not row["specific"]:
@@ -99,16 +99,9 @@ def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
     if not row["beyond_chance"]:
         reasons.append("its own effect does not stand out from that of random neurons")
     because = ""
-    if few:
-        because = (
-            f" Plausible: {_method(neurons)} gave it only {count} "
-            f"neuron{'' if count == 1 else 's'}."
-        )
-        if _method(neurons) in ("LAPE", "LAVE"):
-            because += (
-                " A neuron counts as a language's own only if few other languages use it; a "
-                "language that the model uses for all of them has few left."
-            )
+    if neurons is not None and count is not None and count < _FEW:
+        because = f" Plausible: {_gave(neurons)} only {count} neuron{'' if count == 1 else 's'}."
+        because += _rule(neurons.provenance)
     elif neurons is not None and count is not None and beaten and row["rival"] in neurons.languages:
         common = len(neurons[lang] & neurons[str(row["rival"])])
         because = (
@@ -122,5 +115,46 @@ def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
     return sentence[0].upper() + sentence[1:] + "." + because
 
 
-def _method(neurons: LanguageNeurons | None) -> str:
-    return str(neurons.provenance.get("method", "it")).upper() if neurons is not None else ""
+def _gave(neurons: LanguageNeurons) -> str:
+    method = str(neurons.provenance.get("method", ""))
+    if method == "random":
+        return "it was given, at random,"
+    if method == "read from file":
+        return "the file gives it"
+    return f"{method.upper() or 'the method'} gave it"
+
+
+def _rule(record: Mapping[str, Any]) -> str:
+    """Why a method can leave a language with few neurons, as a sentence; "" if there is no why."""
+    options = record.get("options") or {}
+    match record.get("method"):
+        case "lape" | "lave":
+            return (
+                " A neuron counts as a language's own only if few other languages use it; a "
+                "language that the model uses for all of them has few left."
+            )
+        case "plnd":
+            share = float(options.get("min_share", 1.0))
+            often = "all" if share == 1 else f"at least {100 * share:g} %"
+            without = options.get("without")
+            taken = {
+                None: "",
+                "common": ", and those that all languages have are taken away",
+            }.get(without, f", and those that {without} has are taken away")
+            top = options.get("top")
+            kept = f"; at most {top} of a layer are kept" if top else ""
+            return (
+                f" A neuron counts only if its removal changed much in {often} of the language's "
+                f"documents{taken}{kept}."
+            )
+        case "lap":
+            return (
+                " A neuron counts only if it fires on more than "
+                f"{100 * float(options.get('threshold', 0.95)):g} % of the language's tokens."
+            )
+        case "sharing":
+            return (
+                " A neuron counts as a language's own only if it fires in that language of an "
+                "example and in no other."
+            )
+    return ""

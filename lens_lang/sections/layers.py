@@ -94,10 +94,10 @@ def latent_section(name: str, latent: LatentLanguages) -> Section:
     )
 
 
-def heads_section(attention: HeadAttention) -> Section:
+def heads_section(name: str, attention: HeadAttention) -> Section:
     """What each head looks at."""
     return Section(
-        title="Attention heads",
+        title=f"Attention heads ({name})",
         text=[
             "What each head looks at, on average over the tokens of all languages: the first "
             "position, the token before, the token itself, tokens of the text's own language; and "

@@ -24,23 +24,23 @@ def neurons_section(name: str, neurons: LanguageNeurons) -> Section:
         rows.append(
             [
                 lang,
-                str(len(some)),
+                f"{len(some):,}",
                 f"{100 * len(some) / total:.3f} %",
-                str(len(alone)),
-                "" if busiest is None else f"layer {busiest} ({int(per_layer[busiest])})",
+                f"{len(alone):,}",
+                "" if busiest is None else f"layer {busiest} ({int(per_layer[busiest]):,})",
                 ""
                 if nearest is None
-                else f"{nearest} {others[nearest]:.0f} (by chance "
+                else f"{nearest} {others[nearest]:,.0f} (by chance "
                 f"{expected.loc[lang].to_numpy()[list(expected).index(nearest)]:.1f})",
                 *(
-                    [str(int(some.masks[site].sum())) for site in neurons.sites]
+                    [f"{int(some.masks[site].sum()):,}" for site in neurons.sites]
                     if len(neurons.sites) > 1
                     else []
                 ),
             ]
         )
     shared = ", ".join(
-        f"{count} serve {n} language{'' if n == 1 else 's'}"
+        f"{count:,} serve {n} language{'' if n == 1 else 's'}"
         for n, count in neurons.membership().items()
         if count
     )

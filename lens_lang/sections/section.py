@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from lens_lang.plot.views import View
+
 
 @dataclass(frozen=True)
 class Section:
@@ -14,6 +16,9 @@ class Section:
         columns: The table's heads; empty for no table.
         rows: The table's cells.
         figures: Figures as JSON for plotly.
+        fragments: HTML, already escaped, shown after the table.
+        views: Views of circuitsvis, shown after the figures.
+        options: How the result came to be: names and values.
     """
 
     title: str
@@ -21,6 +26,9 @@ class Section:
     columns: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
     figures: list[str] = field(default_factory=list)
+    fragments: list[str] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
+    options: list[tuple[str, str]] = field(default_factory=list)
 
 
 def change_with_interval(value: float, low: float, high: float) -> str:

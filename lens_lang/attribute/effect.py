@@ -1,0 +1,115 @@
+"""What one neuron's absence does to each language, as a row of a perplexity matrix."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lens_lang.errors import OptionError, ShapeError, near_misses
+from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.sites import MLP_POST, HookedModel, model_name
+
+
+@dataclass(frozen=True)
+class LanguageEffect:
+    """What one language loses without one neuron, beside random neurons of the same layer.
+
+    Attributes:
+        language: The language that was read.
+        delta_nll: Change in nats per token: above 0, the language is hurt.
+        ci_low: Lower end of its 95 % interval, by paired bootstrap over documents.
+        ci_high: Upper end.
+        control: Mean change without a random neuron of the layer; None where none was measured.
+        control_low: Lower end of where one more random neuron would lie, with 95 % probability;
+            None for fewer than two.
+        control_high: Upper end.
+        controls: How many random neurons were measured.
+        tokens: Tokens scored.
+    """
+
+    language: str
+    delta_nll: float
+    ci_low: float
+    ci_high: float
+    control: float | None
+    control_low: float | None
+    control_high: float | None
+    controls: int
+    tokens: int
+
+
+def neuron_effect(
+    model: HookedModel, neuron: tuple[int, int], matrix: PerplexityMatrix
+) -> tuple[LanguageEffect, ...]:
+    """Return the row of a perplexity matrix that is named after a neuron.
+
+    Args:
+        model: The model.
+        neuron: Its layer and index. The row is called ``"12.1542"`` for (12, 1542).
+        matrix: The measurement; many neurons can share one.
+
+    Returns:
+        One per language of the matrix.
+
+    Raises:
+        OptionError: There is no such row, or it was not this neuron alone that was switched off.
+        ShapeError: The matrix was measured on another model.
+    """
+    layer, index = neuron
+    name = f"{layer}.{index}"
+    check_measured_on(model, matrix.provenance, "effect")
+    if name not in matrix.interventions:
+        raise OptionError(
+            f"The effect has no row for neuron {name}{near_misses(name, matrix.interventions)}"
+        )
+    done = matrix.provenance.get("interventions", {}).get(name)
+    alone = [f"{MLP_POST.at(layer)}: set 1 of {MLP_POST.name} layer {layer}"]
+    if done is not None and list(done) != alone:
+        raise OptionError(
+            f"The row {name} of the effect must be ablate() of that neuron alone, and it is "
+            f"{'; '.join(done) or 'no intervention'}"
+        )
+    row = matrix.interventions.index(name)
+    delta, ci = matrix.delta_nll[row].tolist(), matrix.ci[row].tolist()
+    control = matrix.control[row].tolist() if matrix.n_controls else [math.nan] * len(delta)
+    ends = matrix.control_ci[row].tolist() if matrix.n_controls else [[math.nan] * 2] * len(delta)
+    found = []
+    for place, lang in enumerate(matrix.languages):
+        (low, high), (control_low, control_high) = ci[place], ends[place]
+        found.append(
+            LanguageEffect(
+                lang,
+                delta[place],
+                low,
+                high,
+                _measured(control[place]),
+                _measured(control_low),
+                _measured(control_high),
+                0 if math.isnan(control[place]) else matrix.n_controls,
+                int(matrix.documents[lang].n_tokens.sum()),
+            )
+        )
+    return tuple(found)
+
+
+def check_measured_on(model: HookedModel, provenance: Mapping[str, Any], what: str) -> None:
+    """Refuse what says that it was measured on another model and has no sizes to compare.
+
+    Args:
+        model: The model.
+        provenance: Of the measurement.
+        what: What was measured, for the message.
+
+    Raises:
+        ShapeError: It was measured on a model of another name.
+    """
+    measured = provenance.get("model")
+    if measured is not None and measured != model_name(model):
+        raise ShapeError(
+            f"The {what} of {measured} cannot be shown on a card of {model_name(model)}: measure "
+            "on the model that the neuron is of"
+        )
+
+
+def _measured(value: float) -> float | None:
+    return value if math.isfinite(value) else None
