@@ -13,7 +13,7 @@ demo: $(VENV)/.ready  ## find the language neurons of a real model, and prove th
 PARALLEL = OMP_NUM_THREADS=1 $(1) -m pytest -n 2 --dist loadfile
 
 test: $(VENV)/.ready  ## the whole test suite, on TransformerLens 4
-	$(call PARALLEL,$(RUN)/python) --cov --cov-report=term:skip-covered
+	$(call PARALLEL,$(RUN)/python) --cov --cov-report=term:skip-covered --durations=25
 
 notebooks: $(VENV)/.ready  ## execute the notebooks, small; copies with outputs in build/notebooks
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist worksteal -m notebook --durations=0 tests/test_notebooks.py

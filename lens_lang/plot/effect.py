@@ -45,7 +45,7 @@ def perplexity_matrix(matrix: PerplexityMatrix) -> "go.Figure":
         list(matrix.languages),
         text=[["" if x != x else _signed(x) for x in line] for line in delta.tolist()],
         hover="%{customdata}<extra></extra>",
-        title="Change of NLL in nats per token (row: intervention, column: language read)",
+        title="Change of NLL in nats per token",
     )
     bound = float(delta.nan_to_num().abs().max()) or 1.0  # a control may not be measured
     figure.update_traces(
