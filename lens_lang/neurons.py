@@ -5,6 +5,8 @@ one set per language and remembers how they were found.
 """
 
 import hashlib
+import operator
+import re
 from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -102,7 +104,9 @@ class NeuronSet:
         """
         held = [site for site, mask in self.masks.items() if bool(mask.any())]
         if len(held) != 1:
-            names = " and ".join(site.name for site in held) or "none"
+            if not held:
+                raise OptionError("Neurons of one site are needed, and this set is empty")
+            names = " and ".join(site.name for site in held)
             raise OptionError(
                 f"Neurons of one site are needed, got {names}: give NeuronSet({{site: "
                 "neurons.masks[site]})"
@@ -387,21 +391,53 @@ class LanguageNeurons(Mapping[str, NeuronSet]):
         return replace(self, provenance={**self.provenance, **more})
 
 
+NeuronName = str | tuple[int, int]
+"""One neuron: ``(layer, index)``, or ``"layer.index"``."""
+
+
+def neuron_place(neuron: NeuronName) -> tuple[int, int]:
+    """Return a neuron's layer and index.
+
+    Args:
+        neuron: ``(12, 1542)`` or ``"12.1542"``.
+
+    Raises:
+        OptionError: It is neither.
+
+    Examples:
+        >>> neuron_place("12.1542")
+        (12, 1542)
+    """
+    if isinstance(neuron, str):
+        found = re.fullmatch("([0-9]+)[.]([0-9]+)", neuron)
+        if found:
+            return int(found[1]), int(found[2])
+    else:
+        try:
+            layer, index = map(operator.index, neuron)
+            return layer, index
+        except (TypeError, ValueError):
+            pass
+    raise OptionError(
+        f"A neuron is (layer, index) or 'layer.index', such as (12, 1542), got {neuron!r}"
+    )
+
+
 def neuron_set(
-    model: HookedModel, places: Iterable[tuple[int, int]], *, site: Site = MLP_POST
+    model: HookedModel, neurons: Iterable[NeuronName], *, site: Site = MLP_POST
 ) -> NeuronSet:
     """Return single neurons of a model as a set. Whole heads are `lens_lang.head_set`.
 
     Args:
         model: The model.
-        places: (layer, index) pairs, such as ``[(12, 1542)]``.
+        neurons: Such as ``[(12, 1542)]`` or ``["12.1542"]``.
         site: Where the neurons live.
 
     Raises:
-        OptionError: The model has no such layer or neuron.
+        OptionError: The model has no such layer or neuron, or these are not neurons.
         SiteError: The model has no such site.
     """
-    chosen = list(places)
+    chosen = [neuron_place(each) for each in _several(neurons)]
     shape = (n_layers(model), site_width(model, site))
     for layer, index in chosen:
         if not (0 <= layer < shape[0] and 0 <= index < shape[1]):
@@ -411,6 +447,13 @@ def neuron_set(
             )
     pairs = torch.tensor(chosen, dtype=torch.int64).view(-1, 2)
     return NeuronSet.from_indices(pairs, site=site, shape=shape)
+
+
+def _several(neurons: Iterable[NeuronName]) -> list[NeuronName]:
+    given: list[Any] = list(neurons)
+    if isinstance(neurons, str) or any(isinstance(each, int) for each in given):
+        raise OptionError(f"Neurons come in a list: write [{neurons!r}]")
+    return given
 
 
 def random_like(
