@@ -237,6 +237,7 @@ if TYPE_CHECKING:
     from lens_lang.scoring import (
         PLNDImportance,
     )
+    from lens_lang.signs import FiringSign, NeuronSigns
     from lens_lang.sites import (
         ATTN_K,
         ATTN_Q,
@@ -374,6 +375,7 @@ _HOMES = {
     "results": ("load",),
     "rows": ("ablate_rows",),
     "scoring": ("PLNDImportance",),
+    "signs": ("FiringSign", "NeuronSigns"),
     "sites": (
         "ATTN_K",
         "ATTN_Q",

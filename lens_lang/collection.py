@@ -7,13 +7,16 @@ half minute, and the same command continues where it was interrupted.
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
+from lens_lang.batches import TokenBatch
 from lens_lang.corpora import Corpora, check_fits
 from lens_lang.errors import OptionError
 from lens_lang.parallel import TOGETHER, ParallelCorpora
@@ -81,7 +84,7 @@ def collect(
             Killed anywhere, the same call continues there and ends with the same numbers.
         batch_size: Rows per forward pass.
         fwd_hooks: Interventions under which to measure, as TransformerLens hooks.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
 
     Returns:
         The spec's result; for several specs a tuple of results, in their order.
@@ -100,7 +103,8 @@ def collect(
             "in several languages"
         )
     bound = [spec.bind(model) for spec in specs]
-    corpora, cut = _rows_for(bound, corpora)
+    given = corpora
+    corpora, cut = _rows_for(bound, given)
     planned = corpora.n_batches(batch_size)
     empty = [lang for lang, n in planned.items() if n == 0]
     if empty:
@@ -113,12 +117,16 @@ def collect(
     check_hooks(model, fwd_hooks)
     check_everywhere(fwd_hooks)
     check_fits(corpora, model.cfg)
-    run = _Run(model, specs, fwd_hooks, {**corpora.describe(), **cut})
+    batches = corpora.batches(batch_size)
+    text = {**corpora.describe(), **cut}
+    if corpora is not given:
+        # Whatever names documents means those that were given, not the rows made of them.
+        batches = _numbered(batches, given.longest_first())
+        text["documents of"] = given.digest
+    run = _Run(model, specs, fwd_hooks, text)
     folder = run.open(run_dir, batch_size)
     passes = Passes(model, bound, sites, fwd_hooks)
-    states = sum_batches(
-        passes, corpora.batches(batch_size), planned, run=folder, progress=progress
-    )
+    states = sum_batches(passes, batches, planned, run=folder, progress=progress)
     n_tokens = {lang: state.n_tokens for lang, state in states.items()}
     return run.keep(
         [
@@ -178,7 +186,7 @@ def collect_parallel(
             as for `collect`.
         batch_size: Examples per forward pass, each in all its languages.
         fwd_hooks: Interventions under which to measure, as TransformerLens hooks.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
 
     Returns:
         The spec's result; for several specs a tuple of results, in their order.
@@ -293,6 +301,13 @@ def _rows_for(
         why = f"at {longest} tokens" if what.endswith("cut") else "for having one token"
         logger.warning("%s %s: %s", what, why, numbers)
     return documents, cut
+
+
+def _numbered(
+    batches: Iterable[TokenBatch], numbers: Mapping[str, Int[Tensor, "_"]]
+) -> Iterator[TokenBatch]:
+    for batch in batches:
+        yield replace(batch, documents=numbers[batch.language][batch.documents])
 
 
 def weights_digest(model: HookedModel) -> str:

@@ -6,15 +6,17 @@ with its highest activation and the tokens around the peak, in the same pass as 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from lens_lang.errors import OptionError, ShapeError
 from lens_lang.languages import find_language
-from lens_lang.neurons import NeuronSet
+from lens_lang.neurons import NeuronName, NeuronSet, neuron_place
 from lens_lang.saved import Saved
 from lens_lang.sites import (
     MLP_POST,
@@ -26,7 +28,7 @@ from lens_lang.sites import (
     flat_neurons,
 )
 from lens_lang.specs import LARGEST, Reading, Sums, largest
-from lens_lang.spelling import token_texts
+from lens_lang.spelling import join_tokens, show_tokens, token_bytes
 from lens_lang.stats import check_axes, joined_provenance
 
 if TYPE_CHECKING:
@@ -44,9 +46,11 @@ class Context:
         language: The document's language.
         document: Its number in the corpora, language by language.
         peak: The neuron's highest activation in it.
-        tokens: The tokens around the peak, as text.
+        tokens: The tokens around the peak, as text. A character of several tokens stands at its
+            last one, and each earlier one has a "·".
         values: The neuron's activation at each of them.
         at: The place of the peak among them.
+        text: What the tokens say together; if not given, one after the other.
     """
 
     language: str
@@ -55,11 +59,11 @@ class Context:
     tokens: tuple[str, ...]
     values: tuple[float, ...]
     at: int
+    text: str = ""
 
-    @property
-    def text(self) -> str:
-        """The tokens, one after the other."""
-        return "".join(self.tokens)
+    def __post_init__(self) -> None:
+        if not self.text:
+            object.__setattr__(self, "text", "".join(self.tokens))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +72,8 @@ class NeuronContexts(Saved):
 
     Parts of one corpus, such as the shares of several machines, are joined with ``+`` and give what
     one pass would have given. Results of other corpora can be joined too; `document` then counts in
-    the corpora that the text was in.
+    the corpora that the text was in. A context that is in both counts once; `n_tokens` is added
+    even so, because nothing tells which text was read twice.
 
     Attributes:
         languages: Names of the first axis of `peak` and of what is like it.
@@ -81,7 +86,8 @@ class NeuronContexts(Saved):
         values: The neuron's activations there; 0 where the document has none.
         before: How many tokens of the window come before the peak.
         items: The token ids that occur in `window`, sorted.
-        pieces: Each of them as text, so that contexts can be read without the model.
+        spelled: What they spell, end to end, as UTF-8 bytes: contexts are read without the model.
+        ends: Where each of them ends in `spelled`.
         site: Where the activations were read.
         n_tokens: Tokens of each language that were read.
         provenance: Model, corpora and versions, as JSON values.
@@ -93,7 +99,8 @@ class NeuronContexts(Saved):
         ...     peak=torch.tensor([[[3.5]]]), document=torch.tensor([[[7]]]),
         ...     position=torch.tensor([[[2]]]), window=torch.tensor([[[[5, 9, -1]]]]),
         ...     values=torch.tensor([[[[0.5, 3.5, 0.0]]]]), before=1,
-        ...     items=torch.tensor([5, 9]), pieces=(" a", " cat"), site=MLP_POST,
+        ...     items=torch.tensor([5, 9]), ends=torch.tensor([2, 6]),
+        ...     spelled=torch.tensor(list(b" a cat"), dtype=torch.uint8), site=MLP_POST,
         ...     n_tokens=torch.tensor([40]))
         >>> (best,) = contexts.of((12, 1542), "en")
         >>> best.text, best.tokens[best.at], best.peak, best.document
@@ -109,7 +116,8 @@ class NeuronContexts(Saved):
     values: Float[Tensor, "lang neuron k window"]
     before: int
     items: Int[Tensor, "item"]
-    pieces: tuple[str, ...]
+    spelled: UInt8[Tensor, "byte"]
+    ends: Int[Tensor, "item"]
     site: Site
     n_tokens: Int[Tensor, "lang"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -126,33 +134,46 @@ class NeuronContexts(Saved):
                 f"{self.peak.shape[1]} neurons need a layer and an index each, got "
                 f"{tuple(self.neurons.shape)}"
             )
-        if not 0 <= self.before < self.window.shape[3] or len(self.pieces) != len(self.items):
+        if not 0 <= self.before < self.window.shape[3]:
             raise ShapeError(
                 f"A window of {self.window.shape[3]} tokens cannot have {self.before} before its "
-                f"peak, or {len(self.pieces)} texts stand for {len(self.items)} tokens"
+                "peak"
             )
+        ends = [0, *self.ends.tolist()]
+        if len(self.ends) != len(self.items) or ends != sorted(ends):
+            raise ShapeError(
+                f"{len(self.items)} items need an end each, ascending, got {len(self.ends)}"
+            )
+        if ends[-1] != len(self.spelled):
+            raise ShapeError(f"The items end at byte {ends[-1]} of {len(self.spelled)}")
 
     @property
     def k(self) -> int:
         """How many documents are kept for each neuron and language."""
         return self.peak.shape[2]
 
-    def of(self, neuron: tuple[int, int], lang: str) -> tuple[Context, ...]:
+    @cached_property
+    def pieces(self) -> tuple[bytes, ...]:
+        """What each of `items` spells; a piece may be a part of a character."""
+        spelled = bytes(self.spelled.tolist())
+        return tuple(spelled[a:b] for a, b in pairwise([0, *self.ends.tolist()]))
+
+    def of(self, neuron: NeuronName, lang: str) -> tuple[Context, ...]:
         """Return the documents of one language in which a neuron is most active.
 
         Args:
-            neuron: (layer, index).
+            neuron: ``(layer, index)`` or ``"layer.index"``.
             lang: The language, under any of its names.
 
         Returns:
             At most `k` contexts, the highest peak first. Each is of another document.
 
         Raises:
-            OptionError: The neuron is not among those that were collected.
+            OptionError: The neuron is not among those that were collected, or is not one.
             LanguageError: The language was not collected.
         """
         language = find_language(lang, self.languages)
-        place = self._place(neuron)
+        place = self._place(neuron_place(neuron))
         found = []
         for rank in range(self.k):
             peak = float(self.peak[language, place, rank])
@@ -161,14 +182,16 @@ class NeuronContexts(Saved):
             ids = self.window[language, place, rank]
             real = ids >= 0
             names = torch.searchsorted(self.items, ids[real]).tolist()
+            pieces = [self.pieces[name] for name in names]
             found.append(
                 Context(
                     language=self.languages[language],
                     document=int(self.document[language, place, rank]),
                     peak=peak,
-                    tokens=tuple(self.pieces[name] for name in names),
+                    tokens=show_tokens(pieces),
                     values=tuple(self.values[language, place, rank][real].tolist()),
                     at=int(real[: self.before].sum()),
+                    text=join_tokens(pieces),
                 )
             )
         return tuple(found)
@@ -220,7 +243,7 @@ class NeuronContexts(Saved):
             )
         return int(found[0])
 
-    def _names(self) -> dict[int, str]:
+    def _names(self) -> dict[int, bytes]:
         return dict(zip(self.items.tolist(), self.pieces, strict=True))
 
     def _records(self) -> Float[Tensor, "lang neuron k field"]:
@@ -251,7 +274,8 @@ class TopContexts:
     product whose sign says little of firing: read there to see where it adds most of its output
     vector. Every document is read in a row of its own, and gives each neuron one context at most.
 
-    A neuron takes about 4 kB per language with the defaults.
+    With the defaults, a language takes about 4 kB of memory times the layers with a chosen neuron
+    times the neurons of the fullest of these layers; the result, about 2 kB per neuron.
 
     Attributes:
         neurons: The neurons, all of one site.
@@ -317,14 +341,19 @@ class _BoundContexts:
         self.sites = (spec.site,)
         self.document_tokens = spec.max_tokens
         mask = spec.neurons.masks[spec.neurons.site]
-        self.chosen = [row.nonzero().flatten() for row in mask]
+        chosen = {layer: row.nonzero().flatten() for layer, row in enumerate(mask)}
+        self.chosen = {layer: each for layer, each in chosen.items() if len(each)}
         # layers are stacked, so all have as many slots as the fullest one
-        self.slots = max(len(each) for each in self.chosen)
+        self.slots = max(map(len, self.chosen.values()))
+        # sums number their layers from 0: here only those with a chosen neuron
+        self.place_of = {layer: place for place, layer in enumerate(self.chosen)}
         self.offsets = torch.arange(-spec.before, spec.after + 1)
 
     def update(self, sums: Sums, reading: Reading) -> None:
         assert reading.token_ids is not None  # collect always gives them
         assert reading.documents is not None
+        if reading.layer not in self.chosen:
+            return
         values = flat_neurons(reading.values[self.site], self.site)
         values = values[..., self.chosen[reading.layer].to(values.device)].float()
         if values.device.type == "mps":  # has no float64, which document numbers need
@@ -353,17 +382,17 @@ class _BoundContexts:
         held = found.new_full((self.slots, *found.shape[1:]), -1)
         held[..., 0] = -torch.inf
         held[: len(found)] = found
-        sums.add(_RECORDS, reading.layer, held)
+        sums.add(_RECORDS, self.place_of[reading.layer], held)
 
     def result(
         self, sums: Mapping[str, Mapping[str, Tensor]], n_tokens: Mapping[str, int]
     ) -> NeuronContexts:
         stacked = torch.stack([language[_RECORDS] for language in sums.values()])
         records = torch.cat(
-            [stacked[:, layer, : len(each)] for layer, each in enumerate(self.chosen)], 1
+            [stacked[:, self.place_of[n], : len(each)] for n, each in self.chosen.items()], 1
         )
         return NeuronContexts(
-            **_fields(records, token_texts(self.model, _used(records))),
+            **_fields(records, token_bytes(self.model, _used(records))),
             languages=tuple(sums),
             neurons=self.spec.neurons.indices(self.spec.neurons.site),
             before=self.spec.before,
@@ -383,11 +412,12 @@ def _used(records: Float[Tensor, "lang neuron k field"]) -> list[int]:
 
 
 def _fields(
-    records: Float[Tensor, "lang neuron k field"], names: Mapping[int, str]
+    records: Float[Tensor, "lang neuron k field"], names: Mapping[int, bytes]
 ) -> dict[str, Any]:
     """What records say, as the fields of a result."""
     width = _window(records)
     window = records[..., 3 : 3 + width].int()
+    pieces = [names[item] for item in sorted(names)]
     return {
         "peak": records[..., 0].float(),
         "document": records[..., 1].long(),
@@ -395,7 +425,8 @@ def _fields(
         "window": window,
         "values": records[..., 3 + width :].float().masked_fill(window < 0, 0.0),
         "items": torch.tensor(sorted(names), dtype=torch.int32),
-        "pieces": tuple(names[item] for item in sorted(names)),
+        "spelled": torch.tensor(list(b"".join(pieces)), dtype=torch.uint8),
+        "ends": torch.tensor([len(each) for each in pieces], dtype=torch.int64).cumsum(0),
     }
 
 

@@ -172,6 +172,11 @@ class Corpora:
             LanguageError: A language is unknown, or given twice.
             CorpusError: A file is missing, damaged, not UTF-8, empty, or has no such column.
         """
+        if not isinstance(files, Mapping):
+            raise OptionError(
+                f"files must be {{language: path}}, got {type(files).__name__}: write "
+                f"{{'en': {str(files)!r}}}"
+            )
         texts = {
             lang: read_documents(path, text_column=text_column) for lang, path in files.items()
         }
@@ -276,8 +281,7 @@ class Corpora:
         digest = hashlib.sha256(json.dumps(self._layout(), sort_keys=True).encode())
         for lang, docs in self.documents.items():
             digest.update(lang.encode())
-            told = [] if docs.numbers is None else [docs.numbers]
-            for tensor in (docs.tokens, docs.ends, *told):
+            for tensor in (docs.tokens, docs.ends):
                 digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()[:32]
 
@@ -320,9 +324,7 @@ class Corpora:
         )
 
     def one_document_a_row(self, *, max_tokens: int) -> "Corpora":
-        """Give every document one row, cut at a number of tokens; longest first.
-
-        The rows' documents keep the numbers that they have here.
+        """Give every document one row, cut at a number of tokens, in the order of `longest_first`.
 
         Documents with fewer than two tokens, BOS among them, are left out: nothing precedes
         their token, so they say nothing about attention. `cut_documents` counts both kinds.
@@ -335,18 +337,27 @@ class Corpora:
         """
         if max_tokens < 1:
             raise OptionError(f"max_tokens must be at least 1, got {max_tokens}")
-        rows = {}
+        rows = {
+            lang: self.documents[lang].select(kept.tolist()).cut_each(max_tokens)
+            for lang, kept in self.longest_first().items()
+        }
+        return replace(self, documents=rows, ctx_len=None, pack=False)
+
+    def longest_first(self) -> dict[str, Int[Tensor, "_"]]:
+        """Return the numbers of the documents long enough for `one_document_a_row`, longest first.
+
+        Raises:
+            CorpusError: A language has none.
+        """
+        found = {}
         for lang, docs in self.documents.items():
-            lengths = docs.lengths
-            order = lengths.argsort(descending=True, stable=True)
-            kept = order[lengths[order] >= self._fewest_tokens]
-            if not len(kept):
+            order = docs.lengths.argsort(descending=True, stable=True)
+            found[lang] = order[docs.lengths[order] >= self._fewest_tokens]
+            if not len(found[lang]):
                 raise CorpusError(
                     f"{lang!r} has no document of at least {self._fewest_tokens} tokens"
                 )
-            chosen = docs.select(kept.tolist()).cut_each(max_tokens)
-            rows[lang] = replace(chosen, numbers=kept)
-        return replace(self, documents=rows, ctx_len=None, pack=False)
+        return found
 
     def cut_documents(self, *, max_tokens: int) -> dict[str, dict[str, int]]:
         """Return how many documents `one_document_a_row` would cut, and leave out.
@@ -494,8 +505,7 @@ class Corpora:
             return [(row * width, (row + 1) * width, row) for row in range(full)]
         rows = []
         start = 0
-        numbers = range(len(docs)) if docs.numbers is None else docs.numbers.tolist()
-        for number, end in zip(numbers, docs.ends.tolist(), strict=True):
+        for number, end in enumerate(docs.ends.tolist()):
             step = width or max(end - start, 1)
             rows += [(left, min(left + step, end), number) for left in range(start, end, step)]
             start = end

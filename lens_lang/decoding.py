@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lens_lang.continuing import (
     Prompts,
@@ -26,6 +25,7 @@ from lens_lang.continuing import (
 )
 from lens_lang.errors import ActivationError, OptionError
 from lens_lang.key_values import KeyValues
+from lens_lang.progress import progress_bar
 from lens_lang.readout import check_before_readout, chunks, read_logits
 from lens_lang.sites import FwdHooks, HookedModel, check_hooks, model_name
 
@@ -116,7 +116,7 @@ def generate(
         decoding: How to continue.
         fwd_hooks: Interventions.
         batch_size: Prompts at once; those of similar length go together.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
 
     Returns:
         One continuation per prompt, in their order.
@@ -142,8 +142,7 @@ def generate(
     check_room(model, max(map(len, rows)) + decoding.new_tokens - 1)
     ends = ending_tokens(model)
     found: dict[int, Continuation] = {}
-    bar = tqdm(total=len(rows), unit="prompt", disable=None if progress else True)
-    with bar:
+    with progress_bar(progress, total=len(rows), unit="prompt") as bar:
         for numbers in by_length(rows, batch_size):
             speech = _Speech(model, [rows[number] for number in numbers], numbers, decoding)
             speech.run(fwd_hooks, ends)

@@ -21,6 +21,7 @@ from lens_lang.intervene import ablate
 from lens_lang.models import PACKAGED, load_model
 from lens_lang.neurons import LanguageNeurons, neuron_set
 from lens_lang.page import report
+from lens_lang.signs import FiringSign
 from lens_lang.stats import ActivationFrequency, Frequency, MeanActivation
 from lens_lang.vocabulary import VocabularyLanguages
 
@@ -66,7 +67,7 @@ def run_demo(
             320 tokens a language, with three controls on the language itself; and measure on 320
             tokens a language what single neurons do, which takes minutes more.
         say: Called with each line of the story.
-        progress: Show bars on stderr when that is a terminal.
+        progress: Show bars on stderr, in a terminal or a notebook.
 
     Returns:
         Neurons, measurement and the report's path.
@@ -132,7 +133,10 @@ def _cards(
     # Two languages may have the same one, and a language may have none.
     best = top_neurons(frequency, neurons=neurons)
     which = list(dict.fromkeys(neuron for some in best.values() for neuron in some))
-    contexts = collect(model, searched, TopContexts(neuron_set(model, which)), progress=progress)
+    chosen = neuron_set(model, which)
+    contexts, signs = collect(
+        model, searched, TopContexts(chosen), FiringSign(chosen), progress=progress
+    )
     effect = None
     if test is not None:
         effect = perplexity_matrix(
@@ -156,5 +160,6 @@ def _cards(
         frequency=frequency,
         neurons=neurons,
         contexts=contexts,
+        signs=signs,
         effect=effect,
     )

@@ -30,13 +30,11 @@ class Documents:
         tokens: All token ids.
         ends: Where each document ends in `tokens`.
         n_bytes: UTF-8 bytes of each document; 0 where it never was text.
-        numbers: What each document is called, where they were put in another order; None counts.
     """
 
     tokens: Int[Tensor, "token"]
     ends: Int[Tensor, "doc"]
     n_bytes: Int[Tensor, "doc"]
-    numbers: Int[Tensor, "doc"] | None = None
 
     def __len__(self) -> int:
         return len(self.ends)

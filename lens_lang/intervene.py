@@ -23,7 +23,7 @@ from lens_lang.errors import OptionError, ShapeError, SiteError
 from lens_lang.neurons import LanguageNeurons, NeuronSet, random_like
 from lens_lang.positions import Positions, acts_on, check_positions
 from lens_lang.sites import MLP_POST, MLP_UP, FwdHooks, HookFn, Site
-from lens_lang.stats import Activations
+from lens_lang.stats import Activations, check_result
 from lens_lang.vectors import VectorEdit
 
 Hooks = list[tuple[str, HookFn]]
@@ -34,6 +34,9 @@ EditSpace = Literal["gate", "product"]
 
 Values = Float[Tensor, "layer neuron"] | Float[Tensor, "layer 1"] | float | int
 """One value per neuron of the model, per layer, or one for all."""
+
+_NAMED = 8
+"""So many neurons an edit names, with their values; of more it says how many they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +112,11 @@ class NeuronEdit:
         return dataclasses.replace(self, indices=indices)
 
     def __repr__(self) -> str:
-        return f"{self.kind} {len(self.indices)} of {self.site.name} layer {self.layer}"
+        said = f"{self.kind} {len(self.indices)} of {self.site.name} layer {self.layer}"
+        if len(self.indices) <= _NAMED:
+            both = zip(self.indices.tolist(), self.values.tolist(), strict=True)
+            said += f" ({', '.join(f'{index}: {value:g}' for index, value in both)})"
+        return said + ("" if self.positions == "all" else f", {self.positions} tokens only")
 
 
 def ablate(neurons: NeuronSet, *, positions: Positions = "all") -> Hooks:
@@ -232,6 +239,7 @@ def steer(
     """
     if how not in ("replace", "add"):
         raise OptionError(f"how must be replace or add, got {how!r}")
+    check_result(mean, Activations, taken_by="steer")
     if mean.space not in ("gate", "product"):
         what = {"up": "the up-projection", "residual": "the residual stream"}[mean.space]
         raise OptionError(
@@ -302,6 +310,48 @@ def matched_control(fwd_hooks: FwdHooks, *, generator: torch.Generator) -> Hooks
     return controls
 
 
+def describe_hooks(fwd_hooks: FwdHooks) -> list[str]:
+    """Say what hooks do, site by site, for a result's provenance.
+
+    Args:
+        fwd_hooks: Hooks; those that lens_lang did not make are counted.
+
+    Returns:
+        Such as ``"set 72 neurons of mlp_post to 0"``; empty for no hooks.
+
+    Examples:
+        >>> some = NeuronSet({MLP_POST: torch.eye(2, 4, dtype=torch.bool)})
+        >>> describe_hooks([*ablate(some), *scale(some, 0.5)])
+        ['set 2 neurons of mlp_post to 0', 'scale 2 neurons of mlp_post by 0.5']
+    """
+    neurons: dict[tuple[str, str, str], int] = {}
+    said: list[str] = []
+    strange = 0
+    for _, hook in fwd_hooks:
+        if isinstance(hook, NeuronEdit):
+            key = (hook.kind, hook.site.name, _amount(hook))
+            neurons[key] = neurons.get(key, 0) + len(hook.indices)
+        elif isinstance(hook, VectorEdit):
+            said.append(repr(hook))
+        elif not isinstance(hook, UpProjection):
+            strange += 1
+    if strange:
+        said.append(f"{strange} hook{'' if strange == 1 else 's'} not made by lens_lang")
+    edits = []
+    for (kind, site, amount), count in neurons.items():
+        many = f"{count} neuron{'' if count == 1 else 's'} of {site}"
+        word = {"set": "to", "scale": "by"}.get(kind)
+        edits.append(f"{kind} {many} {word} {amount}" if word else f"add {amount} to {many}")
+    return edits + said
+
+
+def _amount(edit: NeuronEdit) -> str:
+    """The value that all its neurons have, or that each has its own; and of what it is."""
+    found = sorted(set(edit.values.tolist()))
+    said = f"{found[0]:g}" if len(found) == 1 else "a value of its own for each"
+    return f"{said} (as act(gate))" if edit.up is not None else said
+
+
 def _as_set(edit: NeuronEdit) -> NeuronSet:
     mask = torch.zeros(1, edit.width, dtype=torch.bool)
     mask[0, edit.indices] = True
@@ -315,6 +365,11 @@ def _edits(
     positions: Positions,
     space: EditSpace = "product",
 ) -> Hooks:
+    if not isinstance(neurons, NeuronSet):
+        raise OptionError(
+            f"Interventions take a NeuronSet, got {type(neurons).__name__}: choose a language, "
+            "as in ablate(neurons['fr'])"
+        )
     check_positions(positions)
     if space not in ("gate", "product"):
         raise OptionError(f"space must be gate or product, got {space!r}")

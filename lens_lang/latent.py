@@ -21,6 +21,7 @@ from lens_lang.concepts import Concept, Prompt
 from lens_lang.energy import token_energy, unembedding_gram
 from lens_lang.errors import ActivationError, OptionError, ShapeError
 from lens_lang.evaluate.significance import mean_interval
+from lens_lang.intervene import describe_hooks
 from lens_lang.lens import as_corpora, last_residuals, prepare
 from lens_lang.readout import chunks, read_logits
 from lens_lang.saved import Saved
@@ -245,6 +246,7 @@ def latent_language(
             "weights": weights_digest(model),
             "prompts": corpora.describe(),
             "fwd_hooks": hooked_names(model, fwd_hooks),
+            "edits": describe_hooks(fwd_hooks),
             "norm": norm,
             "versions": versions(),
         },

@@ -21,6 +21,7 @@ from lens_lang.curves import LanguageCurve
 from lens_lang.documents import Documents, bos_token, tokenise, tokenizer_of
 from lens_lang.errors import ActivationError, CorpusError, OptionError
 from lens_lang.identification import UNDETERMINED
+from lens_lang.intervene import describe_hooks
 from lens_lang.languages import distinct_languages, find_language, language_tag
 from lens_lang.positions import check_everywhere
 from lens_lang.readout import check_before_readout, check_readout, chunks, read_logits
@@ -133,6 +134,7 @@ def language_curve(
             "prompts": corpora.describe(),
             "vocabulary": dict(vocabulary.provenance),
             "fwd_hooks": {lang: hooked_names(model, each) for lang, each in hooks.items()},
+            "edits": {lang: describe_hooks(each) for lang, each in hooks.items()},
             "positions": positions,
             "top_k": top_k,
             "norm": norm,

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lens_lang.batches import padded_batch
 from lens_lang.continuing import by_length, check_once, check_room, prompt_tokens, read_on
@@ -19,6 +18,7 @@ from lens_lang.documents import bos_token, tokenise, tokenizer_of
 from lens_lang.errors import ActivationError, CorpusError, OptionError
 from lens_lang.key_values import KeyValues
 from lens_lang.positions import check_everywhere
+from lens_lang.progress import progress_bar
 from lens_lang.readout import check_before_readout, chunks, read_logits
 from lens_lang.sites import FwdHooks, HookedModel, check_hooks, model_name
 
@@ -92,7 +92,7 @@ def log_likelihoods(
             once.
         fwd_hooks: Interventions, on prompt and continuation alike.
         batch_size: Continuations per forward pass.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
 
     Returns:
         One score per pair, in their order.
@@ -119,7 +119,7 @@ def log_likelihoods(
     for number, prompt in enumerate(prompts):
         by_prompt.setdefault(tuple(prompt.tolist()), []).append(number)
     found: dict[int, Likelihood] = {}
-    with tqdm(total=len(pairs), unit="option", disable=None if progress else True) as bar:
+    with progress_bar(progress, total=len(pairs), unit="option") as bar:
         for batch in _batches(list(by_prompt.values()), prompts, answers, batch_size):
             rows = [prompts[some[0]] for some in batch]
             scores = _scores(model, rows, [[answers[n] for n in some] for some in batch], fwd_hooks)

@@ -5,6 +5,8 @@ whatever the number of figures.
 """
 
 import json
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -18,7 +20,7 @@ from lens_lang.attribute.scores import NeuronScores
 from lens_lang.contexts import NeuronContexts
 from lens_lang.curves import LanguageCurve
 from lens_lang.delta import Delta
-from lens_lang.errors import MissingExtraError, StorageError
+from lens_lang.errors import LensLangError, MissingExtraError, StorageError
 from lens_lang.evaluate.categories import CategoryEffect
 from lens_lang.evaluate.generation import GenerationMatrix
 from lens_lang.evaluate.perplexity import PerplexityMatrix
@@ -33,7 +35,13 @@ from lens_lang.plot.views import page_script
 from lens_lang.results import Result, load
 from lens_lang.sections.caption import Caption, describe
 from lens_lang.sections.cards import cards_section
-from lens_lang.sections.cells import cell_value, column_kinds, split_interval
+from lens_lang.sections.cells import (
+    Cell,
+    cell_value,
+    column_kinds,
+    known_numbers,
+    split_interval,
+)
 from lens_lang.sections.changes import delta_section
 from lens_lang.sections.contexts import contexts_section
 from lens_lang.sections.effect import effect_section
@@ -41,7 +49,7 @@ from lens_lang.sections.generation import generation_sections
 from lens_lang.sections.layers import curve_section, heads_section, latent_section
 from lens_lang.sections.measured import measured_section
 from lens_lang.sections.neurons import neurons_section
-from lens_lang.sections.record import facts_of, made_by, options_of, texts_section
+from lens_lang.sections.record import caution_of, facts_of, made_by, options_of, texts_section
 from lens_lang.sections.scores import scores_section
 from lens_lang.sections.section import Section
 from lens_lang.sections.sharing import (
@@ -51,6 +59,7 @@ from lens_lang.sections.sharing import (
 )
 from lens_lang.sections.tasks import mwork_sections, tasks_sections
 from lens_lang.sections.vocabulary import vocabulary_section
+from lens_lang.signs import NeuronSigns
 from lens_lang.stats import Activations, Frequency
 from lens_lang.storage import replacing
 from lens_lang.vocabulary import VocabularyLanguages
@@ -66,11 +75,14 @@ _STACKED = 3
 
 @dataclass(frozen=True)
 class _Cell:
-    """A cell as the page writes it."""
+    """A cell as the page writes it, sorts it, and gives it in a download."""
 
     text: str
     interval: str
     value: float | None
+    number: str = ""
+    ends: tuple[str, str] | None = None
+    lang: str = ""
     link: str = ""
 
 
@@ -92,6 +104,8 @@ class _Part:
     text: list[str]
     columns: list[str]
     kinds: list[str]
+    units: list[str]
+    ends: list[bool]
     stacked: bool
     long_names: bool
     rows: list[list[_Cell]]
@@ -99,10 +113,26 @@ class _Part:
     fragments: list[str]
     views: list[str]
     options: list[tuple[str, str]]
+    group: str
+
+
+@dataclass(frozen=True)
+class Written:
+    """A page, and what is not on it.
+
+    Attributes:
+        path: The page.
+        unread: The files that could not be read, and why.
+    """
+
+    path: Path
+    unread: Mapping[Path, str]
 
 
 def report(run_dir: str | Path) -> Path:
     """Write ``report.html`` into a run folder, from whatever results lie there.
+
+    Files that cannot be read are named on the page and in a warning.
 
     Args:
         run_dir: The folder, with files written by ``save``.
@@ -111,7 +141,27 @@ def report(run_dir: str | Path) -> Path:
         The page.
 
     Raises:
-        StorageError: The folder holds no result, or the page cannot be written.
+        StorageError: The folder holds no result, or none that can be read, or the page cannot be
+            written.
+        MissingExtraError: plotly is not installed.
+    """
+    written = write_page(run_dir)
+    for path, why in written.unread.items():
+        warnings.warn(f"{path.name} is not on the page: {why}", stacklevel=2)
+    return written.path
+
+
+def write_page(run_dir: str | Path) -> Written:
+    """Write the page as `report` does, and say which files are not on it.
+
+    Args:
+        run_dir: The folder.
+
+    Returns:
+        The page, and the files that could not be read.
+
+    Raises:
+        StorageError: As for `report`.
         MissingExtraError: plotly is not installed.
     """
     try:
@@ -121,7 +171,9 @@ def report(run_dir: str | Path) -> Path:
     from jinja2 import Environment, StrictUndefined
 
     folder = Path(run_dir)
-    results = read_results(folder)
+    results, unread = _read(folder)
+    if not results and unread:
+        raise StorageError(next(iter(unread.values())))
     if not results:
         raise StorageError(
             f"{folder} holds no result to report: run lens_lang.collect(..., run_dir=...) first, "
@@ -132,13 +184,17 @@ def report(run_dir: str | Path) -> Path:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    parts = [
+        *(_part(number, each) for number, each in enumerate(sections, 1)),
+        _data_part(results, unread),
+    ]
+    cautions = [caution_of(records), _ABLATION if any(map(_ablates, results.values())) else ""]
     page = environment.from_string(_template("report.html")).render(
         title=f"Language neurons: {folder.resolve().name}",
+        cautions=[each for each in cautions if each],
         facts=facts_of(records),
-        sections=[
-            *(_part(number, each) for number, each in enumerate(sections, 1)),
-            _data_part(results),
-        ],
+        contents=_contents(parts),
+        sections=parts,
         provenance=json.dumps(
             {path.name: result.provenance for path, result in results.items()},
             indent=2,
@@ -153,7 +209,7 @@ def report(run_dir: str | Path) -> Path:
     target = folder / FILE_NAME
     with replacing(target) as part:
         part.write_text(page, encoding="utf-8")
-    return target
+    return Written(target, unread)
 
 
 def read_results(folder: Path) -> dict[Path, Result]:
@@ -162,10 +218,24 @@ def read_results(folder: Path) -> dict[Path, Result]:
     Raises:
         StorageError: There is no such folder, or a file in it is damaged.
     """
+    results, unread = _read(folder)
+    if unread:
+        raise StorageError(next(iter(unread.values())))
+    return results
+
+
+def _read(folder: Path) -> tuple[dict[Path, Result], dict[Path, str]]:
+    """The results in a folder, by name, and why files could not be read."""
     if not folder.is_dir():
         raise StorageError(f"There is no run folder {folder}")
-    by_name = sorted(folder.glob("*.safetensors"), key=lambda path: path.stem)
-    return {path: load(path) for path in by_name}
+    results: dict[Path, Result] = {}
+    unread: dict[Path, str] = {}
+    for path in sorted(folder.glob("*.safetensors"), key=lambda path: path.stem):
+        try:
+            results[path] = load(path)
+        except LensLangError as error:
+            unread[path] = str(error)
+    return results, unread
 
 
 def _template(name: str) -> str:
@@ -179,17 +249,17 @@ _Maker = Callable[[str, Any, Mapping[Path, Result]], list[Section]]
 
 def _sections(results: Mapping[Path, Result]) -> list[Section]:
     made: list[tuple[str, Section]] = []
-    for kinds, maker in _MAKERS:
+    for group, kinds, maker in _MAKERS:
         for path, result in results.items():
             if isinstance(result, kinds):
                 sections = maker(path.stem, result, results)
                 options = [("file", path.name), *options_of(result.provenance)]
                 sections[:1] = [replace(each, options=options) for each in sections[:1]]
-                made += [(path.stem, each) for each in sections]
+                made += [(path.stem, replace(each, group=group)) for each in sections]
     statistics = {
         path.stem: result
         for path, result in results.items()
-        if isinstance(result, Frequency | Activations | Importance)
+        if isinstance(result, Frequency | Activations | Importance | NeuronSigns)
     }
     if statistics:
         made.append(("", measured_section(statistics)))
@@ -236,37 +306,115 @@ def _curve(name: str, curve: LanguageCurve, results: Mapping[Path, Result]) -> l
     return made
 
 
-_MAKERS: tuple[tuple[Any, _Maker], ...] = (
-    (LanguageNeurons, _neurons),
-    (PerplexityMatrix, _effect),
-    (NeuronCards, lambda name, result, _: cards_section(result)),  # noqa: ARG005
-    (NeuronContexts, lambda name, result, _: [contexts_section(name, result)]),
-    (GenerationMatrix, lambda name, result, _: generation_sections(name, result)),
-    (TaskMatrix, lambda name, result, _: tasks_sections(name, result)),
-    (MWork, lambda name, result, _: mwork_sections(name, result)),
-    (LanguageCurve, _curve),
-    (LatentLanguages, lambda name, result, _: [latent_section(name, result)]),
-    (HeadAttention, lambda name, result, _: [heads_section(name, result)]),
-    (SharingPatterns, lambda name, result, _: [sharing_section(name, result)]),
-    (CategoryContributions, lambda name, result, _: [contributions_section(name, result)]),
-    (CategoryEffect, lambda name, result, _: [category_effect_section(name, result)]),
-    (NeuronScores, lambda name, result, _: [scores_section(name, result)]),
-    (Delta, lambda name, result, _: [delta_section(name, result)]),
-    (VocabularyLanguages, lambda name, result, _: [vocabulary_section(name, result)]),
+_MAKERS: tuple[tuple[str, Any, _Maker], ...] = (
+    ("Neurons", LanguageNeurons, _neurons),
+    ("Effects", PerplexityMatrix, _effect),
+    ("Single neurons", NeuronCards, lambda name, result, _: cards_section(result)),  # noqa: ARG005
+    ("Contexts", NeuronContexts, lambda name, result, _: [contexts_section(name, result)]),
+    ("Answers", GenerationMatrix, lambda name, result, _: generation_sections(name, result)),
+    ("Tasks", TaskMatrix, lambda name, result, _: tasks_sections(name, result)),
+    ("Regions and tasks", MWork, lambda name, result, _: mwork_sections(name, result)),
+    ("Language of each layer", LanguageCurve, _curve),
+    ("Latent language", LatentLanguages, lambda name, result, _: [latent_section(name, result)]),
+    ("Attention heads", HeadAttention, lambda name, result, _: [heads_section(name, result)]),
+    ("Shared neurons", SharingPatterns, lambda name, result, _: [sharing_section(name, result)]),
+    (
+        "Shared neurons",
+        CategoryContributions,
+        lambda name, result, _: [contributions_section(name, result)],
+    ),
+    (
+        "Shared neurons",
+        CategoryEffect,
+        lambda name, result, _: [category_effect_section(name, result)],
+    ),
+    ("Scores", NeuronScores, lambda name, result, _: [scores_section(name, result)]),
+    ("Changed weights", Delta, lambda name, result, _: [delta_section(name, result)]),
+    ("Vocabulary", VocabularyLanguages, lambda name, result, _: [vocabulary_section(name, result)]),
 )
+
+_ABLATION = (
+    "Ablation shows what a model cannot do without; it does not show where a language is stored. "
+    "Compare every effect with its control."
+)
+
+
+def _ablates(result: Result) -> bool:
+    """Whether a result shows what becomes of a model without neurons."""
+    match result:
+        case PerplexityMatrix():
+            return result.interventions != ("tuned",)
+        case GenerationMatrix():
+            return not set(result.interventions) <= set(result.steering)
+        case TaskMatrix():
+            return bool(result.interventions)
+        case NeuronCards():
+            return any(card.effect for card in result)
+        case LanguageCurve() | LatentLanguages():
+            hooks = result.provenance.get("fwd_hooks") or ()
+            return any(hooks.values()) if isinstance(hooks, Mapping) else bool(hooks)
+        case _:
+            return isinstance(result, MWork | CategoryEffect)
 
 
 # --- how they stand on the page ---
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A line of the contents."""
+
+    id: str
+    label: str
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Lines of the contents that belong together; one alone has no head."""
+
+    head: str
+    entries: list[_Entry]
+
+
+def _contents(parts: list[_Part]) -> list[_Group]:
+    """The parts by kind of result, in their order."""
+    together: dict[str, list[_Part]] = {}
+    for part in parts:
+        together.setdefault(part.group or part.id, []).append(part)
+    groups = []
+    for head, some in together.items():
+        names = [_in_brackets(part.title) for part in some]
+        groups.append(
+            _Group(
+                head if len(some) > 1 else "",
+                [
+                    _Entry(
+                        part.id, name if name and names.count(name) == 1 < len(some) else part.title
+                    )
+                    for part, name in zip(some, names, strict=True)
+                ],
+            )
+        )
+    return groups
+
+
+def _in_brackets(title: str) -> str:
+    """What stands in brackets at the end of a title: the file it is of."""
+    found = re.search(r"\(([^()]+)\)$", title)
+    return found[1] if found else ""
+
+
 def _part(number: int, section: Section) -> _Part:
     kinds = column_kinds(section.columns, section.rows)
+    columns = [[row[place] for row in section.rows] for place in range(len(section.columns))]
     return _Part(
         id=f"s{number}",
         title=section.title,
         text=section.text,
         columns=section.columns,
         kinds=kinds,
+        units=[_unit(column, kind) for column, kind in zip(columns, kinds, strict=True)],
+        ends=[any(known_numbers(cell)[1] is not None for cell in column) for column in columns],
         long_names=any(len(row[0]) > _LONG_NAME for row in section.rows if row),
         stacked=_intervals(section.rows) >= _STACKED,
         rows=[
@@ -277,7 +425,14 @@ def _part(number: int, section: Section) -> _Part:
         fragments=section.fragments,
         views=[view.to_html() for view in section.views],
         options=section.options,
+        group=section.group,
     )
+
+
+def _unit(column: list[str], kind: str) -> str:
+    """``" (%)"`` where all numbers of a column are in it, which a download says in the head."""
+    said = [split_interval(cell)[0] for cell in column if cell.strip()]
+    return " (%)" if kind == "number" and all(cell.endswith("%") for cell in said) else ""
 
 
 def _intervals(rows: list[list[str]]) -> int:
@@ -288,18 +443,44 @@ def _intervals(rows: list[list[str]]) -> int:
 
 
 def _cell(text: str, kind: str) -> _Cell:
+    """A cell of a column of one kind; numbers have the minus sign that axes have."""
     if kind == "name":
-        return _Cell(text, "", None)
+        return _Cell(str(text), "", None)
     said, interval = split_interval(text)
-    return _Cell(said, interval, cell_value(text))
+    order, lang = (text.order, text.lang) if isinstance(text, Cell) else (None, "")
+    if kind == "number" or order is not None:
+        said, interval = said.replace("-", "−"), interval.replace("-", "−")
+    number, low, high = known_numbers(text) if kind == "number" else (None, None, None)
+    value = next((x for x in (order, number) if x is not None), cell_value(text))
+    return _Cell(
+        said,
+        interval,
+        value,
+        "" if number is None else _plain(number),
+        None if low is None or high is None else (_plain(low), _plain(high)),
+        lang if _TAG.fullmatch(lang) else "",
+    )
+
+
+_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+"""A language as browsers want to have it named."""
+
+
+def _plain(number: float) -> str:
+    """All digits of a number, none of them after the point if it is whole."""
+    return str(int(number)) if number.is_integer() else repr(number)
 
 
 def _figure(text: str) -> _Figure:
     figure = json.loads(text)
-    return _Figure(text, describe(figure), int(figure["layout"].get("height") or 450))
+    caption = describe(figure)
+    note = (figure["layout"].get("meta") or {}).get("note")
+    if note:
+        caption = replace(caption, text=f"{caption.text} {note}")
+    return _Figure(text, caption, int(figure["layout"].get("height") or 450))
 
 
-def _data_part(results: Mapping[Path, Result]) -> _Part:
+def _data_part(results: Mapping[Path, Result], unread: Mapping[Path, str]) -> _Part:
     """The files beside the page: what they hold, and what made them."""
     shared = ("lens_lang", "torch", "transformer_lens")
     rows = []
@@ -311,7 +492,13 @@ def _data_part(results: Mapping[Path, Result]) -> _Part:
         0,
         Section(
             title="Data",
-            text=["The files beside this page; lens_lang.load(path) reads each."],
+            text=[
+                "The files beside this page; lens_lang.load(path) reads each.",
+                *(
+                    f"Not shown: {path.name}, written by another version of lens_lang, or damaged."
+                    for path in unread
+                ),
+            ],
             columns=["file", "holds", "model", "weights", *shared, "bytes"],
             rows=rows,
         ),

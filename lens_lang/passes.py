@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lens_lang.batches import TokenBatch
 from lens_lang.errors import ActivationError
 from lens_lang.parallel import TOGETHER
+from lens_lang.progress import progress_bar
 from lens_lang.run_folder import RunFolder, RunState
 from lens_lang.sites import (
     FwdHooks,
@@ -116,7 +116,7 @@ def sum_batches(
         batches: Always the same ones in the same order; a part is a batch's language.
         planned: How many batches each part has.
         run: Where to keep the sums while they grow.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
 
     Returns:
         The sums of every part.
@@ -130,12 +130,8 @@ def sum_batches(
         logger.info("resuming after %d of %d batches", resumed, sum(planned.values()))
     seen = dict.fromkeys(states, 0)
     saved_at = time.monotonic()
-    bar = tqdm(
-        total=sum(planned.values()),
-        initial=resumed,
-        unit="batch",
-        desc="collect",
-        disable=None if progress else True,
+    bar = progress_bar(
+        progress, total=sum(planned.values()), unit="batch", label="collect", done=resumed
     )
     current = next(iter(planned))
     try:

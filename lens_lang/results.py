@@ -20,6 +20,7 @@ from lens_lang.importance import Importance
 from lens_lang.latent import LatentLanguages
 from lens_lang.neurons import LanguageNeurons
 from lens_lang.patterns import SharingPatterns
+from lens_lang.signs import NeuronSigns
 from lens_lang.stats import Activations, Frequency
 from lens_lang.storage import read_tensors
 from lens_lang.vocabulary import VocabularyLanguages
@@ -30,6 +31,7 @@ Result = (
     | Importance
     | HeadAttention
     | NeuronContexts
+    | NeuronSigns
     | LanguageNeurons
     | PerplexityMatrix
     | GenerationMatrix

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lens_lang.errors import ModelError, ShapeError, SiteError, near_misses
+from lens_lang.errors import ModelError, OptionError, ShapeError, SiteError, near_misses
 from lens_lang.key_values import KeyValues
 
 HookFn = Callable[..., Tensor | None]
@@ -263,8 +263,15 @@ def check_hooks(model: HookedModel, fwd_hooks: FwdHooks) -> None:
         fwd_hooks: Hooks about to be attached.
 
     Raises:
+        OptionError: These are no hooks.
         SiteError: A name is unknown; the message offers near misses.
     """
+    pairs = isinstance(fwd_hooks, Sequence)
+    if not (pairs and all(isinstance(hook, Sequence) and len(hook) == 2 for hook in fwd_hooks)):
+        raise OptionError(
+            "Hooks are a list of (name, function), as lens_lang.ablate(neurons['fr']) gives, got "
+            f"{type(fwd_hooks).__name__}"
+        )
     for name, _ in fwd_hooks:
         if callable(name) or name in model.hook_dict:  # TransformerLens also takes filters
             continue

@@ -21,8 +21,10 @@ LARGEST = "largest."
 class Sums:
     """Running sums by name and layer: int64 for counts, float64 for everything else.
 
-    A sum whose name begins with ``largest.`` holds records instead, ``slot record field``, of which
-    as many are kept as there were at first: see `largest`.
+    A sum whose name begins with ``largest.`` (`LARGEST`) holds records instead, ``slot record
+    field``: `add` and `merge` join them, and keep as many as there were at first. See `largest`.
+
+    The layers of a sum count from 0 without a gap: `unstacked` knows them by their order only.
 
     They live where the activations are, so that a model spread over devices never waits for
     the CPU; `stacked` brings them together.

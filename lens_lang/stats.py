@@ -266,6 +266,25 @@ class Summed(Protocol):
 AnyResult = TypeVar("AnyResult", bound=Summed)
 
 
+def check_result(given: object, kind: type, *, taken_by: str) -> None:
+    """Refuse another result than the one that is needed: they are easily swapped.
+
+    Args:
+        given: What was given.
+        kind: `Frequency` or `Activations`.
+        taken_by: Who needs it.
+
+    Raises:
+        OptionError: It is something else.
+    """
+    if not isinstance(given, kind):
+        spec = {Frequency: "ActivationFrequency", Activations: "MeanActivation"}[kind]
+        raise OptionError(
+            f"{taken_by} takes {kind.__name__}, which collect(model, corpora, {spec}()) gives, "
+            f"got {type(given).__name__}"
+        )
+
+
 def check_axes(languages: Sequence[str], n_tokens: Tensor, *tensors: Tensor) -> None:
     """Refuse sums whose axes do not fit their languages, or languages without a token."""
     distinct_languages(languages)

@@ -4,10 +4,11 @@ For looking, not for counting: the statistics of `lens_lang.collect` say what a 
 average, these readings show where in a sentence it does it.
 """
 
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,7 +35,7 @@ from lens_lang.sites import (
     preflight,
     run_until,
 )
-from lens_lang.spelling import token_texts
+from lens_lang.spelling import show_tokens, token_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +49,8 @@ class TokenActivations:
 
     Attributes:
         languages: The language of each text.
-        tokens: Each text's tokens, as text.
+        tokens: Each text's tokens, as text. A character of several tokens stands at its last one,
+            and each earlier one has a "·".
         ids: The same as token ids.
         activations: Each text's activations.
         labels: Names of the neurons, ``layer.index``.
@@ -74,13 +76,7 @@ class TokenActivations:
     fires: tuple[Bool[Tensor, "_ neuron"], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        _check_texts(self.languages, self.tokens, self.ids, self.activations)
-        for tokens, values in zip(self.tokens, self.activations, strict=True):
-            if values.shape != (len(tokens), len(self.labels)):
-                raise ShapeError(
-                    f"A text of {len(tokens)} tokens and {len(self.labels)} neurons cannot have "
-                    f"activations of shape {tuple(values.shape)}"
-                )
+        _check_texts(self, self.activations, "neurons", lambda n: (n, len(self.labels)))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -95,15 +91,7 @@ class TokenActivations:
         Raises:
             LanguageError: There is none.
         """
-        kept = _places(self.languages, lang)
-        return replace(
-            self,
-            languages=tuple(self.languages[n] for n in kept),
-            tokens=tuple(self.tokens[n] for n in kept),
-            ids=tuple(self.ids[n] for n in kept),
-            activations=tuple(self.activations[n] for n in kept),
-            fires=tuple(self.fires[n] for n in kept) if self.fires else (),
-        )
+        return _in_language(self, lang, "activations", "fires")
 
     def share_firing(self) -> "TokenActivations":
         """Return, in place of single neurons, the share of them that fire at each token.
@@ -181,22 +169,16 @@ def token_activations(
     chosen = {n: row.nonzero().flatten() for n, row in enumerate(neurons.masks[site])}
     chosen = {layer: each for layer, each in chosen.items() if len(each)}
     corpora = _prepared(model, texts, sites, fwd_hooks)
+
+    def pick(values: Tensor, site: Site, layer: int) -> Tensor:
+        flat = flat_neurons(values, site)
+        return flat[..., chosen[layer].to(flat.device)]
+
+    places = [(each, layer) for layer in chosen for each in sites]
     activations: list[Tensor] = []
     fires: list[Tensor] = []
     ids: list[Tensor] = []
-    for batch in corpora.batches(_ROWS):
-        kept: dict[tuple[Site, int], Tensor] = {}
-
-        def keep(values: Tensor, hook: Any, site: Site, layer: int, kept: Any = kept) -> None:
-            flat = flat_neurons(values, site)
-            kept[site, layer] = flat[..., chosen[layer].to(flat.device)].float().cpu()
-
-        readers = [
-            (each.at(layer), partial(keep, site=each, layer=layer))
-            for layer in chosen
-            for each in sites
-        ]
-        _run(model, batch, fwd_hooks, readers)
+    for batch, kept in _read(model, corpora, places, pick, fwd_hooks=fwd_hooks):
         values = torch.cat([kept[site, layer] for layer in chosen], -1)
         before = torch.cat([kept[sites[-1], layer] for layer in chosen], -1)
         for row, counted in enumerate(batch.mask):
@@ -242,13 +224,7 @@ class AttentionPatterns:
     labels: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _check_texts(self.languages, self.tokens, self.ids, self.patterns)
-        for tokens, values in zip(self.tokens, self.patterns, strict=True):
-            if values.shape != (len(self.labels), len(tokens), len(tokens)):
-                raise ShapeError(
-                    f"A text of {len(tokens)} tokens and {len(self.labels)} heads cannot have "
-                    f"patterns of shape {tuple(values.shape)}"
-                )
+        _check_texts(self, self.patterns, "heads", lambda n: (len(self.labels), n, n))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -262,14 +238,7 @@ class AttentionPatterns:
         Raises:
             LanguageError: There is none.
         """
-        kept = _places(self.languages, lang)
-        return replace(
-            self,
-            languages=tuple(self.languages[n] for n in kept),
-            tokens=tuple(self.tokens[n] for n in kept),
-            ids=tuple(self.ids[n] for n in kept),
-            patterns=tuple(self.patterns[n] for n in kept),
-        )
+        return _in_language(self, lang, "patterns")
 
 
 def attention_patterns(
@@ -280,21 +249,26 @@ def attention_patterns(
     Args:
         model: The model. It is run no further than the last layer that has a chosen head.
         texts: As `token_activations` takes them.
-        heads: (layer, head) pairs, in the order to show them.
+        heads: (layer, head) pairs in a list, in the order to show them.
         fwd_hooks: Interventions under which to read.
 
     Returns:
         Patterns by text; `lens_lang.plot.attention_patterns` shows them.
 
     Raises:
-        OptionError: There is no such head, or none is given.
+        OptionError: There is no such head, none is given, or these are not pairs.
         CorpusError: A text is empty, too long for the model, or tokenised for another one.
         LanguageError: A language is unknown, or named twice.
         SiteError: A hook point does not exist.
         ModelError: The model is refused.
         ActivationError: NaN.
     """
-    chosen = [(int(layer), int(head)) for layer, head in heads]
+    try:
+        chosen = [(operator.index(layer), operator.index(head)) for layer, head in heads]
+    except (TypeError, ValueError):
+        raise OptionError(
+            f"heads are (layer, head) pairs in a list, such as [(5, 0)], got {heads!r}"
+        ) from None
     layers, count = n_layers(model), int(model.cfg.n_heads)
     wrong = [each for each in chosen if not (0 <= each[0] < layers and 0 <= each[1] < count)]
     if wrong or not chosen:
@@ -303,18 +277,18 @@ def attention_patterns(
             f"heads are (layer, head) pairs of {layers} layers of {count} heads, got {found}"
         )
     corpora = _prepared(model, texts, (ATTN_PATTERN,), fwd_hooks)
+    wanted = {layer: [h for n, h in chosen if n == layer] for layer, _ in chosen}
+
+    def pick(values: Tensor, _: Site, layer: int) -> Tensor:
+        return values[:, wanted[layer]]
+
     patterns: list[Tensor] = []
     ids: list[Tensor] = []
-    wanted = {layer: [h for n, h in chosen if n == layer] for layer, _ in chosen}
-    for batch in corpora.batches(_ROWS):
-        kept: dict[tuple[int, int], Tensor] = {}
-
-        def keep(values: Tensor, hook: Any, layer: int, kept: Any = kept) -> None:
-            kept.update({(layer, head): values[:, head].float().cpu() for head in wanted[layer]})
-
-        readers = [(ATTN_PATTERN.at(layer), partial(keep, layer=layer)) for layer in wanted]
-        _run(model, batch, fwd_hooks, readers)
-        stacked = torch.stack([kept[each] for each in chosen], 1)
+    places = [(ATTN_PATTERN, layer) for layer in wanted]
+    for batch, kept in _read(model, corpora, places, pick, fwd_hooks=fwd_hooks):
+        stacked = torch.stack(
+            [kept[ATTN_PATTERN, n][:, wanted[n].index(head)] for n, head in chosen], 1
+        )
         for row in range(len(batch.tokens)):
             real = torch.ones_like(batch.mask[row])
             if batch.attention_mask is not None:
@@ -341,14 +315,31 @@ def _prepared(model: Any, texts: Prompts, sites: Sequence[Site], fwd_hooks: FwdH
     return corpora
 
 
-def _run(model: Any, batch: TokenBatch, fwd_hooks: FwdHooks, readers: FwdHooks) -> None:
-    run_until(
-        model,
-        batch.tokens,
-        attention_mask=batch.attention_mask,
-        fwd_hooks=fwd_hooks,
-        readers=readers,
-    )
+def _read(
+    model: Any,
+    corpora: Corpora,
+    places: Sequence[tuple[Site, int]],
+    pick: Callable[[Tensor, Site, int], Tensor],
+    *,
+    fwd_hooks: FwdHooks,
+) -> Iterator[tuple[TokenBatch, dict[tuple[Site, int], Tensor]]]:
+    """Run the text batch by batch; yield each with what was picked of the values at each place."""
+    for batch in corpora.batches(_ROWS):
+        kept: dict[tuple[Site, int], Tensor] = {}
+
+        def keep(values: Tensor, hook: Any, site: Site, layer: int, kept: Any = kept) -> None:
+            kept[site, layer] = pick(values, site, layer).float().cpu()
+
+        run_until(
+            model,
+            batch.tokens,
+            attention_mask=batch.attention_mask,
+            fwd_hooks=fwd_hooks,
+            readers=[
+                (site.at(layer), partial(keep, site=site, layer=layer)) for site, layer in places
+            ],
+        )
+        yield batch, kept
 
 
 def _check_finite(model: Any, values: Tensor, batch: TokenBatch, row: int) -> None:
@@ -364,17 +355,39 @@ def _languages(corpora: Corpora) -> tuple[str, ...]:
 
 
 def _spelled(model: Any, ids: Sequence[Tensor]) -> tuple[tuple[str, ...], ...]:
-    names = token_texts(model, [item for each in ids for item in each.tolist()])
-    return tuple(tuple(names[item] for item in each.tolist()) for each in ids)
+    pieces = token_bytes(model, [item for each in ids for item in each.tolist()])
+    return tuple(show_tokens([pieces[item] for item in each.tolist()]) for each in ids)
 
 
-def _places(languages: Sequence[str], lang: str) -> list[int]:
-    distinct = tuple(dict.fromkeys(languages))
+AnyReading = TypeVar("AnyReading", TokenActivations, AttentionPatterns)
+
+
+def _in_language(read: AnyReading, lang: str, *values: str) -> AnyReading:
+    distinct = tuple(dict.fromkeys(read.languages))
     wanted = distinct[find_language(lang, distinct)]
-    return [number for number, each in enumerate(languages) if each == wanted]
+    kept = [number for number, each in enumerate(read.languages) if each == wanted]
+    changes: dict[str, Any] = {}
+    for name in ("languages", "tokens", "ids", *values):
+        by_text = getattr(read, name)
+        changes[name] = tuple(by_text[number] for number in kept) if by_text else ()
+    return replace(read, **changes)
 
 
-def _check_texts(languages: Sequence[str], *others: Sequence[Any]) -> None:
-    if any(len(each) != len(languages) for each in others) or not languages:
-        counts = ", ".join(str(len(each)) for each in (languages, *others))
-        raise ShapeError(f"Languages, tokens, ids and values must be as many, got {counts}")
+def _check_texts(
+    read: TokenActivations | AttentionPatterns,
+    values: Sequence[Tensor],
+    columns: str,
+    shape: Callable[[int], tuple[int, ...]],
+) -> None:
+    """Refuse a reading whose texts do not all have tokens and values of one size."""
+    counts = [len(each) for each in (read.languages, read.tokens, read.ids, values)]
+    if len(set(counts)) > 1 or not read.languages:
+        raise ShapeError(
+            f"Languages, tokens, ids and values must be as many, got {', '.join(map(str, counts))}"
+        )
+    for tokens, some in zip(read.tokens, values, strict=True):
+        if tuple(some.shape) != shape(len(tokens)):
+            raise ShapeError(
+                f"A text of {len(tokens)} tokens and {len(read.labels)} {columns} cannot have "
+                f"values of shape {tuple(some.shape)}"
+            )

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lens_lang.batches import TokenBatch
 from lens_lang.corpora import Corpora, check_fits
@@ -28,6 +27,7 @@ from lens_lang.errors import ActivationError, CorpusError, ModelError, OptionErr
 from lens_lang.evaluate.nll import DocumentNLL, document_nll, scored_positions, token_nll
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.neurons import NeuronSet, random_like
+from lens_lang.progress import progress_bar
 from lens_lang.readout import chunks
 from lens_lang.sites import (
     RESID_POST,
@@ -64,7 +64,7 @@ class Recipe:
             stops early.
         save_every: Steps between checkpoints in a run folder.
         seed: Of the order of the rows, and of the random neurons of controls.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
     """
 
     batch_size: int = 8
@@ -275,12 +275,8 @@ def _train(
     state = _State([*masters], recipe.optimiser(masters, lr=plan.lr))
     if folder is not None:
         _resume(folder, state, described)
-    bar = tqdm(
-        total=plan.steps,
-        initial=state.step,
-        unit="step",
-        desc="tune",
-        disable=None if recipe.progress else True,
+    bar = progress_bar(
+        recipe.progress, total=plan.steps, unit="step", label="tune", done=state.step
     )
     shown: dict[str, float] = {}
     try:

@@ -20,10 +20,13 @@ from lens_lang.neurons import NeuronSet
 from lens_lang.results import load
 from lens_lang.sites import ATTN_Z, MLP_POST, MLP_PRE, MLP_UP, Site, n_layers, site_width
 from lens_lang.specs import Sums, largest
-from lens_lang.spelling import token_texts
+from lens_lang.spelling import join_tokens, show_tokens, token_bytes
 from lens_lang.stats import ActivationFrequency
 
 PIECES = {0: "<pad>", 1: "<bos>", 2: "<eos>", 3: "▁chat", 4: "<0xE8>", 5: "</b>"}
+# Two tokenisers that write 花 in three tokens
+BYTE_LEVEL = ["<pad>", "<bos>", "<eos>", "è", "Ĭ", "±", "Ġa", "b", "Ġ"]
+FALL_BACK = ["<pad>", "<bos>", "<eos>", "<0xE8>", "<0x8A>", "<0xB1>", "▁a", "b", "▁"]
 CHOSEN = [(0, 3), (0, 7), (2, 5)]  # none in layer 1
 
 
@@ -72,10 +75,11 @@ def check(contexts: NeuronContexts, model: Any, corpora: Corpora, k: int, **wind
 
 
 def equal(mine: NeuronContexts, theirs: NeuronContexts) -> bool:
-    names = ("neurons", "peak", "document", "position", "window", "values", "items", "n_tokens")
+    names = ["neurons", "peak", "document", "position", "window", "values", "items", "n_tokens"]
+    names += ["spelled", "ends"]
     return (
         all(torch.equal(getattr(mine, name), getattr(theirs, name)) for name in names)
-        and (mine.languages, mine.pieces) == (theirs.languages, theirs.pieces)
+        and mine.languages == theirs.languages
         and (mine.before, mine.site) == (theirs.before, theirs.site)
     )
 
@@ -248,7 +252,7 @@ def test_the_same_rows_under_other_numbers_are_another_run(llama: Any, tmp_path:
     docs = random_documents([4, 8])
     spec = TopContexts(neurons(llama))
     collect(llama, Corpora.from_tokens({"en": docs}), spec, run_dir=tmp_path)
-    with pytest.raises(StorageError, match=r"corpora\.digest"):
+    with pytest.raises(StorageError, match="documents of"):
         collect(llama, Corpora.from_tokens({"en": docs[::-1]}), spec, run_dir=tmp_path)
 
 
@@ -275,6 +279,8 @@ def test_what_was_not_collected_is_said(llama: Any, corpora: Corpora) -> None:
         contexts.of((0, 4), "en")
     with pytest.raises(OptionError, match="of layer 1: none"):
         contexts.of((1, 0), "en")
+    with pytest.raises(OptionError, match=r"A neuron is \(layer, index\).* got 'mlp'"):
+        contexts.of("mlp", "en")
     with pytest.raises(LanguageError, match="no language 'de' here"):
         contexts.of((0, 3), "de")
 
@@ -285,7 +291,10 @@ def test_contexts_of_other_neurons_or_windows_do_not_join(llama: Any, corpora: C
         (TopContexts(neurons(llama, [(0, 3), (0, 8), (2, 5)]), k=2), "differ in neurons"),
         (TopContexts(neurons(llama), k=3), r"differ in shape"),
         (TopContexts(neurons(llama), k=2, before=8, after=16), "differ in before: 16 and 8"),
-        (TopContexts(neurons(llama), k=2, read_at=MLP_POST), "differ in site: MLP_PRE and MLP_POST"),
+        (
+            TopContexts(neurons(llama), k=2, read_at=MLP_POST),
+            "differ in site: MLP_PRE and MLP_POST",
+        ),
     ):
         with pytest.raises(ShapeError, match=message):
             contexts + collect(llama, corpora, spec)
@@ -306,7 +315,7 @@ def test_impossible_specs_are_refused(llama: Any, gpt2: Any, corpora: Corpora) -
             TopContexts(some, **options)
     with pytest.raises(OptionError, match="of one site are needed, got mlp_post and attn_z"):
         TopContexts(some | neurons(llama, site=ATTN_Z))
-    with pytest.raises(OptionError, match="of one site are needed, got none"):
+    with pytest.raises(OptionError, match="of one site are needed, and this set is empty"):
         TopContexts(some - some)
     assert TopContexts((some | neurons(llama, site=ATTN_Z)) - neurons(llama, site=ATTN_Z)).site
     other = NeuronSet({MLP_POST: torch.ones(5, 7, dtype=torch.bool)})
@@ -320,7 +329,11 @@ def test_impossible_specs_are_refused(llama: Any, gpt2: Any, corpora: Corpora) -
         {"neurons": torch.zeros(2, 2).long()},
         {"window": torch.zeros(1, 1, 1, 2).int()},
         {"before": 3},
-        {"pieces": ("a",)},
+        {"ends": torch.tensor([1, 3])},
+        {"ends": torch.tensor([1, 2, 4])},
+        {"ends": torch.tensor([2, 1, 3])},
+        {"ends": torch.tensor([-1, 2, 3])},
+        {"spelled": torch.tensor([97, 98], dtype=torch.uint8)},
         {"document": torch.zeros(1, 1, 2).long()},
     ],
 )
@@ -335,13 +348,15 @@ def test_fields_that_do_not_fit_are_refused(changes: dict[str, Any]) -> None:
         "values": torch.ones(1, 1, 1, 3),
         "before": 1,
         "items": torch.tensor([5, 6, 7]).int(),
-        "pieces": ("a", "b", "c"),
+        "spelled": torch.tensor(list(b"abc"), dtype=torch.uint8),
+        "ends": torch.tensor([1, 2, 3]),
         "site": MLP_POST,
         "n_tokens": torch.tensor([3]),
     }
     assert NeuronContexts(**fields).of((0, 1), "en") == (
         Context("en", 0, 1.0, ("a", "b", "c"), (1.0, 1.0, 1.0), 1),
     )
+    assert NeuronContexts(**fields).of("0.1", "en") == NeuronContexts(**fields).of((0, 1), "en")
     with pytest.raises((ShapeError, TypeError)):  # annotations are enforced in tests
         NeuronContexts(**{**fields, **changes})
 
@@ -383,19 +398,118 @@ def test_largest_is_a_sort_and_joining_is_associative(
 # --- text ---
 
 
+class PieceTokenizer(LetterTokenizer):
+    """A tokeniser that has these pieces, and counts how many are asked for."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self.pieces, self.asked = pieces, 0
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        self.asked += len(ids)
+        return [self.pieces[item] for item in ids]
+
+
+@pytest.mark.parametrize("pieces", [BYTE_LEVEL, FALL_BACK])
+def test_characters_of_several_tokens_are_whole(pieces: list[str], tmp_path: Path) -> None:
+    model = bridge(hf_model("gpt2"))
+    model.tokenizer = PieceTokenizer(pieces)
+    doc = [6, 3, 4, 5, 7, 3, 4, 5]
+    corpora = Corpora.from_tokens({"zh": [doc]}, bos_id=1)
+    spec = TopContexts(neurons(model, [(0, 3)]), before=len(doc), after=len(doc))
+    collect(model, corpora, spec).save(tmp_path / "contexts.safetensors")
+    (one,) = NeuronContexts.load(tmp_path / "contexts.safetensors").of("0.3", "zh")
+    assert one.tokens == (" a", "·", "·", "花", "b", "·", "·", "花")
+    assert one.text == " a花b花"
+    assert len(one.values) == len(doc)
+    tokens, texts = set(), set()
+    for index in range(40):  # neurons with their peaks in other places
+        cut = TopContexts(neurons(model, [(0, index)]), before=1, after=1)
+        (one,) = collect(model, corpora, cut, progress=False).of((0, index), "zh")
+        assert len(one.tokens) == len(one.values)
+        tokens.add(one.tokens)
+        texts.add(one.text)
+    assert tokens <= {
+        (" a", "\ufffd"),
+        (" a", "·", "\ufffd"),
+        ("·", "·", "花"),
+        ("·", "\ufffd", "b"),
+        ("\ufffd", "b", "\ufffd"),
+        ("b", "·", "\ufffd"),
+        ("·", "\ufffd"),
+    }
+    assert len(tokens) > 3
+    assert {text.count("\ufffd") for text in texts} <= {0, 1, 2}
+    assert not any("·" in text for text in texts)
+
+
+@given(text=st.text(max_size=12), cuts=st.lists(st.integers(0, 48), max_size=12))
+def test_shown_tokens_are_the_text_wherever_it_is_cut(text: str, cuts: list[int]) -> None:
+    spelled = text.replace("·", "").encode()
+    places = sorted({0, len(spelled), *(cut for cut in cuts if cut < len(spelled))})
+    pieces = [spelled[a:b] for a, b in zip(places, places[1:], strict=False)]
+    shown = show_tokens(pieces)
+    assert len(shown) == len(pieces)
+    assert all(shown)
+    assert "".join(shown).replace("·", "") == join_tokens(pieces) == spelled.decode()
+
+
+def test_what_is_cut_off_or_damaged_is_one_sign() -> None:
+    flower = "花".encode()
+    assert join_tokens([flower[1:], b"a", flower[:2]]) == "\ufffda\ufffd"
+    assert show_tokens([flower[1:2], flower[2:], b"a", flower[:1], flower[1:2]]) == (
+        *("·", "\ufffd", "a", "·", "\ufffd"),
+    )
+    assert show_tokens([flower[:1], b"<eos>", flower]) == ("\ufffd", "<eos>", "花")
+    assert show_tokens([b"a" + flower[:1], flower[1:] + b"b"]) == ("a·", "花b")
+    assert show_tokens([]) == ()
+
+
+@pytest.mark.parametrize("pieces", [BYTE_LEVEL, FALL_BACK])
+def test_only_tokens_that_are_asked_for_are_spelled(pieces: list[str]) -> None:
+    many = [*pieces, *(f"{'Ġ' if pieces is BYTE_LEVEL else '▁'}{n}" for n in range(20_000))]
+    tokenizer = PieceTokenizer(many)
+    model = SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(d_vocab=len(many)), blocks=[])
+    assert token_bytes(model, [3, 7, 9]) == {3: b"\xe8", 7: b"b", 9: b" 0"}
+    # only byte-level pieces have to be seen all, to know that they are; and once
+    assert tokenizer.asked < 5_000 or pieces is BYTE_LEVEL
+    tokenizer.asked = 0
+    assert token_bytes(model, [3]) == {3: b"\xe8"}
+    assert tokenizer.asked < 5
+    many.append("花")  # which no byte-level vocabulary has
+    assert token_bytes(model, [3]) == {3: "è".encode() if pieces is BYTE_LEVEL else b"\xe8"}
+
+
+def test_layers_without_a_chosen_neuron_keep_nothing(llama: Any, corpora: Corpora) -> None:
+    bound = TopContexts(neurons(llama)).bind(llama)
+    kept: list[Sums] = []
+    update = bound.update
+
+    def watched(sums: Sums, reading: Any) -> None:
+        kept.append(sums)
+        update(sums, reading)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(bound), "update", lambda self, *given: watched(*given))
+        collect(llama, corpora, TopContexts(neurons(llama)))
+    assert {tuple(each.stacked()["largest.contexts"].shape[:2]) for each in kept} == {(2, 2)}
+
+
 def test_tokens_are_shown_as_text_or_by_name() -> None:
     model = SimpleNamespace(
         tokenizer=LetterTokenizer(), cfg=SimpleNamespace(d_vocab=VOCAB + 3), blocks=[]
     )
     model.tokenizer.convert_ids_to_tokens = lambda ids: [PIECES.get(item) for item in ids]
-    assert token_texts(model, [3, 1, 4, 5, VOCAB + 1, 1]) == {
-        1: "<bos>",  # special
-        3: " chat",
-        4: "\ufffd",  # a part of a character
-        5: "</b>",  # markup, which spells nothing
-        VOCAB + 1: f"[{VOCAB + 1}]",  # beyond the tokeniser's
+    assert token_bytes(model, [3, 1, 4, 5, VOCAB + 1, 1]) == {
+        1: b"<bos>",  # special
+        3: b" chat",
+        4: b"\xe8",  # a part of a character
+        5: b"</b>",  # markup, which spells nothing
+        VOCAB + 1: f"[{VOCAB + 1}]".encode(),  # beyond the tokeniser's
     }
-    assert token_texts(SimpleNamespace(tokenizer=None), [7, 5]) == {5: "[5]", 7: "[7]"}
+    assert token_bytes(SimpleNamespace(tokenizer=None), [7, 5]) == {5: b"[5]", 7: b"[7]"}
 
 
 @pytest.mark.real

@@ -352,3 +352,15 @@ def _iso(code: str) -> Any:
     from lingua import IsoCode639_1
 
     return getattr(IsoCode639_1, code.upper())
+
+
+def test_rows_of_whole_documents_are_numbered_like_any_documents() -> None:
+    """Longest first, and one is left out: what indexes by document must find its own."""
+    corpora = Corpora.from_tokens({"xx": [[1, 2], [3], [4, 5, 6]]}, ctx_len=4)
+    assert corpora.longest_first()["xx"].tolist() == [2, 0]
+    rows = corpora.one_document_a_row(max_tokens=8)
+    (batch,) = rows.batches(8)
+    assert batch.documents.tolist() == [0, 1]
+    for row, document in zip(batch.tokens, batch.documents, strict=True):
+        text = rows.documents["xx"][int(document)]
+        assert row[: len(text)].tolist() == text.tolist()

@@ -31,7 +31,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     page for page in DOCS.rglob("*.md") if "notebooks" not in page.relative_to(DOCS).parts
 )
-TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *PAGES]
+TEXTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "notebooks" / "README.md", *PAGES]
 RUN = [DOCS / "index.md", *sorted((DOCS / "recipes").glob("*.md"))]
 """Pages whose Python is run, on a tiny model under the packaged one's name."""
 NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
@@ -219,7 +219,7 @@ def test_every_public_name_is_described_in_one_place() -> None:
 @pytest.mark.parametrize("page", TEXTS, ids=short)
 def test_blocks_say_what_they_are_and_python_compiles(page: Path) -> None:
     for block in blocks(page):
-        assert block.language in ("python", "bash", "text"), f"{short(page)}:{block.line}"
+        assert block.language in ("python", "bash", "text", "bibtex"), f"{short(page)}:{block.line}"
         if block.language == "python":
             compile(block.code, short(page), "exec")
 
@@ -545,3 +545,20 @@ def test_the_citation_is_of_this_version_and_of_the_papers() -> None:
     for each in cited["references"]:
         assert each.keys() >= {"type", "title", "authors", "year"}
         assert each["identifiers"][0]["value"] in methods
+
+
+def test_the_bibtex_of_the_start_page_is_that_of_the_citation() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (entry,) = (block.code for block in blocks(DOCS / "index.md") if block.language == "bibtex")
+    said = dict(re.findall(r"^  (\w+) += \{+(.+?)\}+,?$", entry, flags=re.M))
+    assert said["version"] == cited["version"]
+    assert said["title"].replace("\\", "") == cited["title"]
+    assert said["author"] == cited["authors"][0]["name"]
+
+
+def test_the_start_page_names_every_extra() -> None:
+    tables = (DOCS / "index.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", tables, flags=re.M)
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # 3.10 has no tomllib
+    extras = project.split("[project.optional-dependencies]\n")[1].split("\n[")[0]
+    assert sorted(rows) == sorted(re.findall(r"^(\w+) = \[", extras, flags=re.M))

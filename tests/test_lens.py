@@ -26,7 +26,7 @@ from lens_lang.errors import (
     ShapeError,
     SiteError,
 )
-from lens_lang.intervene import ablate
+from lens_lang.intervene import ablate, describe_hooks
 from lens_lang.lens import first_documents, language_curve, lens_table
 from lens_lang.models import bridge
 from lens_lang.neurons import NeuronSet
@@ -232,6 +232,8 @@ def test_hooks_may_depend_on_the_language_of_the_prompt(llama: Any, prompts: Cor
     plain = language_curve(llama, prompts, vocabulary)
     off = language_curve(llama, prompts, vocabulary, fwd_hooks=hooks)
     mixed = language_curve(llama, prompts, vocabulary, fwd_hooks={"French": hooks})
+    assert mixed.provenance["edits"]["fr"] == describe_hooks(hooks) != []
+    assert not any(said for lang, said in mixed.provenance["edits"].items() if lang != "fr")
     assert torch.equal(mixed.of("en").values, plain.of("en").values)
     assert torch.equal(mixed.of("fr").values, off.of("fr").values)
     with pytest.raises(LanguageError, match="no language 'de'"):

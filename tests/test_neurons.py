@@ -20,7 +20,8 @@ from lens_lang.errors import (
     StorageError,
 )
 from lens_lang.intervene import ablate
-from lens_lang.neurons import LanguageNeurons, NeuronSet, random_like
+from lens_lang.neurons import LanguageNeurons, NeuronSet, neuron_place, random_like
+from lens_lang.neurons import neuron_set as set_of
 from lens_lang.sites import ATTN_Q, ATTN_V, MLP_POST, MLP_PRE, Site
 from lens_lang.storage import write_tensors
 
@@ -490,3 +491,16 @@ def test_every_other_neuron_is_drawn_equally_often() -> None:
     outside = drawn[~mask[0]].double()
     assert drawn[mask[0]].tolist() == [0, 0]
     assert float(((outside - expected) ** 2 / expected).sum()) < 24.3
+
+
+def test_a_neuron_is_named_by_a_pair_or_by_a_word(llama: Any) -> None:
+    assert set_of(llama, ["1.3", (2, 5)]) == set_of(llama, [(1, 3), (2, 5)])
+    assert list(set_of(llama, [(1, 3)])) == [(MLP_POST, 1, 3)]
+    assert len(set_of(llama, [])) == 0
+    for wrong in ("1", "1.2.3", "a.b", "-1.2", " 1.2", ""):
+        with pytest.raises(OptionError, match="A neuron is"):
+            neuron_place(wrong)
+    with pytest.raises(OptionError, match="no neuron 1.112 at mlp_post: this model has 3 layers"):
+        set_of(llama, ["1.112"])
+    with pytest.raises(OptionError, match="this set is empty"):
+        _ = set_of(llama, []).site

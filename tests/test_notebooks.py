@@ -81,6 +81,7 @@ def test_it_runs(path, tmp_path, monkeypatch):
         "TOKENIZERS_PARALLELISM": "false",
         # bars and what is said for want of them are no part of the copies
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
         "PYTHONWARNINGS": "ignore:IProgress not found",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }

@@ -28,12 +28,13 @@ from lens_lang.heads import HeadAttention
 from lens_lang.importance import Importance
 from lens_lang.latent import LatentLanguages
 from lens_lang.neurons import LanguageNeurons, NeuronSet
-from lens_lang.page import read_results, report
+from lens_lang.page import read_results, report, write_page
 from lens_lang.patterns import SharingPatterns
 from lens_lang.plot.views import page_script
 from lens_lang.sections.effect import why_not
 from lens_lang.sites import ATTN_K, ATTN_Q, MLP_POST
 from lens_lang.stats import Frequency
+from lens_lang.storage import write_tensors
 
 LAYERS, WIDTH = 4, 50
 LANGUAGES = ("en", "fr", "zh")
@@ -266,6 +267,92 @@ def test_an_effect_is_not_told_of_neurons_it_is_not_named_after(tmp_path: Path) 
     assert "only 3 neurons" not in Elements(report(tmp_path).read_text(encoding="utf-8")).text
 
 
+def test_regions_of_the_page_have_names_of_their_own(tmp_path: Path) -> None:
+    for name in ("lape", "plnd"):
+        some_neurons({"en": 3, "fr": 4}, method=name).save(tmp_path / f"{name}.safetensors")
+    elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
+    names = [value for _, name, value in elements.attributes if name == "aria-label"]
+    assert "Figure: Neurons found by plnd, Neurons per layer at mlp_post" in names
+    assert len(set(names)) == len(names) > 10
+
+
+def test_what_a_method_takes_and_what_was_chosen_is_said(tmp_path: Path) -> None:
+    chosen = {"lape": {"top": 0.02}, "plnd": {"min_share": 0.8}, "lap": {"threshold": 0.9}}
+    for name, options in chosen.items():
+        some_neurons({"en": 3}, method=name, options=options).save(tmp_path / f"{name}.safetensors")
+    text = Elements(report(tmp_path).read_text(encoding="utf-8")).text
+    assert "LAPE takes the 2 % of neurons whose firing is most concentrated" in text
+    assert "how many there are is a choice (top 0.02), not a finding" in text
+    assert "in at least 80 % of a language's documents" in text
+    assert "fire on more than 90 % of a language's tokens" in text
+    assert "A layer is a block of the model, 0 to 3;" in text
+    assert "Ablation shows" not in text  # nothing was switched off
+
+
+def test_a_caution_stands_where_an_effect_of_ablation_does(page: str) -> None:
+    assert page.index("Ablation shows what") < page.index('class="facts"')
+    assert page.count("Ablation shows what") == 1
+
+
+def test_results_of_two_versions_of_the_weights_are_told_apart(tmp_path: Path) -> None:
+    some_frequency(LANGUAGES, model="toy", weights="9d3c").save(tmp_path / "frequency.safetensors")
+    some_neurons({"en": 3}, model="toy", weights="9d3c").save(tmp_path / "lape.safetensors")
+    said = "These results come from 2 versions of the weights (see Data)"
+    assert said not in Elements(report(tmp_path).read_text(encoding="utf-8")).text
+    some_neurons({"en": 3}, model="toy", weights="cd50").save(tmp_path / "lape.safetensors")
+    assert said in Elements(report(tmp_path).read_text(encoding="utf-8")).text
+
+
+def test_words_of_the_code_are_not_shown_as_prose(tmp_path: Path) -> None:
+    some_neurons(
+        {"en": 3},
+        statistic={"spec": {"spec": "ActivationFrequency", "site": "mlp_pre"}},
+        vocabulary={"maker": "combined", "parts": [{"maker": "script"}, {"maker": "corpora"}]},
+        versions={"lens_lang": "0.1.0"},
+    ).save(tmp_path / "lape.safetensors")
+    text = Elements(report(tmp_path).read_text(encoding="utf-8")).text
+    assert "ActivationFrequency, site mlp_pre" in text and "spec ActivationFrequency" not in text
+    assert "maker combined, parts (maker script), (maker corpora)" in text
+    assert "lens_lang 0.1.0" in text and "lens lang" not in text
+
+
+def test_the_contents_are_by_kind_of_result(tmp_path: Path) -> None:
+    curve = a_curve(("en", "fr"), ("en", "fr", "fr"))
+    curve.save(tmp_path / "curve.safetensors")
+    curve.save(tmp_path / "curve-off.safetensors")
+    some_neurons({"en": 3}).save(tmp_path / "lape.safetensors")
+    written = report(tmp_path).read_text(encoding="utf-8")
+    contents = written[written.index("<nav") : written.index("</nav>")]
+    for said in (
+        '<li><a href="#s1">Neurons found by lape</a></li>',
+        "<li><span>Language of each layer</span>",
+        '<li><a href="#s2">curve</a></li>',
+        '<li><a href="#s4">curve-off minus curve</a></li>',
+        '<li><a href="#data">Data</a></li>',
+    ):
+        assert said in contents
+
+
+def test_a_cell_sorts_and_downloads_by_what_it_knows(tmp_path: Path) -> None:
+    counts = {"en": 150, "fr": 3}
+    some_neurons(counts).save(tmp_path / "lape.safetensors")
+    some_matrix(("en", "fr")).save(tmp_path / "perplexity.safetensors")
+    written = report(tmp_path).read_text(encoding="utf-8")
+    assert '<td class="word" data-value="3.0">layer 3 (3)</td>' in written
+    assert 'data-number="75">75.000 %</td>' in written
+    assert ' data-unit=" (%)"' in written
+    assert 'data-low="1" data-high="1">+1.000<span' in written
+    assert written.count('<caption class="unseen">Neurons found by lape</caption>') == 1
+
+
+def test_text_of_a_known_language_is_marked_and_no_other(tmp_path: Path) -> None:
+    odd = answered({"none": ["fr", "x<y>"]}, languages=["fr", "x<y>"], text="oui")
+    odd.save(tmp_path / "answers.safetensors")
+    elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
+    tagged = [value for tag, name, value in elements.attributes if (tag, name) == ("bdi", "lang")]
+    assert tagged == ["fr", "fr"]  # a question and its answer
+
+
 def test_sections_of_one_title_say_which_file_they_are_of(tmp_path: Path) -> None:
     for name in ("lape", "mine"):
         some_neurons({"en": 3}).save(tmp_path / f"{name}.safetensors")
@@ -324,7 +411,8 @@ def test_the_script_of_views_is_on_a_page_with_views_and_on_no_other(tmp_path: P
         values=torch.tensor([[[[0.5, 3.5]]]]),
         before=1,
         items=torch.tensor([5, 9]),
-        pieces=(" a", " cat"),
+        spelled=torch.tensor(list(b" a cat"), dtype=torch.uint8),
+        ends=torch.tensor([2, 6]),
         site=MLP_POST,
         n_tokens=torch.tensor([40]),
     )
@@ -473,6 +561,30 @@ def test_a_missing_an_empty_and_a_damaged_folder_are_refused(tmp_path: Path) -> 
     with pytest.raises(StorageError, match="lape.safetensors is not a readable safetensors file"):
         report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "damaged.safetensors").write_bytes(b"half a fi")
+    header = {"languages": LANGUAGES, "provenance": {}}  # of before prompts had languages
+    write_tensors(tmp_path / "old.safetensors", "LanguageCurve", header, {"values": torch.ones(2)})
+    written = write_page(tmp_path)
+    assert sorted(path.name for path in written.unread) == [
+        "damaged.safetensors",
+        "old.safetensors",
+    ]
+    elements = Elements(written.path.read_text(encoding="utf-8"))
+    assert elements.headings[0] == "Neurons found by lape"
+    for name in ("damaged", "old"):
+        assert (
+            f"Not shown: {name}.safetensors, written by another version of lens_lang, or damaged."
+            in elements.text
+        )
+    with pytest.warns(UserWarning, match="is not on the page") as caught:
+        assert report(tmp_path) == written.path
+    assert len(caught) == 2
+    with pytest.raises(StorageError, match="damaged.safetensors is not a readable"):
+        read_results(tmp_path)
 
 
 def test_without_plotly_one_sentence_names_the_pip_command(
@@ -653,9 +765,36 @@ def test_a_curve_under_an_intervention_is_shown_as_a_change_too(tmp_path: Path) 
         "Change of the language of each layer (curve-lape-off minus curve)",
         "Language of each layer (curve-other)",
     ]
+    assert "block 7 writes layer 8" in elements.text
+    assert "so 8 is the model's own prediction" in elements.text
     own = [t for t in elements.figures[4]["data"] if t.get("name") == "own"][1]
     expected = (off - curve).story().mean[1, :, 1].tolist()
     assert own["y"] == pytest.approx(expected)
+
+
+def test_what_a_curve_was_read_under_is_said(tmp_path: Path) -> None:
+    curve = a_curve(("en", "fr"), ("en", "fr", "fr"))
+    names = ["blocks.0.mlp.hook_post", "blocks.3.mlp.hook_post"]
+    record = {"fwd_hooks": {"en": [], "fr": names}, "norm": True}
+    edits = {"edits": {"en": [], "fr": ["set 72 neurons of mlp_post to 0"]}}
+    for name, about in (("old", record), ("new", {**record, **edits}), ("curve", {})):
+        LanguageCurve(curve.languages, curve.prompt_languages, curve.values, about).save(
+            tmp_path / f"{name}.safetensors"
+        )
+    text = Elements(report(tmp_path).read_text(encoding="utf-8")).text
+    said = "Each language was read under: fr: "
+    assert text.count(f"{said}set 72 neurons of mlp_post to 0; en: no hook.") == 2  # and its change
+    assert text.count(f"{said}hooks at mlp.hook_post of 2 blocks; en: no hook. The record") == 2
+    assert text.count("Each language was read under") == 4
+
+
+def test_the_map_of_a_curve_is_not_that_of_english_prompts(tmp_path: Path) -> None:
+    a_curve(("en", "fr"), ("en", "fr", "fr")).save(tmp_path / "curve.safetensors")
+    titles = [
+        figure["layout"]["title"]["text"]
+        for figure in Elements(report(tmp_path).read_text(encoding="utf-8")).figures
+    ]
+    assert titles[1].startswith("Language of each layer, prompts in fr")
 
 
 def test_curves_without_english_or_of_unnamed_prompts_are_drawn_as_they_are(tmp_path: Path) -> None:
@@ -700,9 +839,12 @@ def test_shared_neurons_their_part_and_their_effect_have_sections(tmp_path: Path
     share = sharing(patterns, threshold=0.5).share.mean(0)[3]
     place = elements.cells.index("0.5") + 15  # the fourth row of this threshold
     assert elements.cells[place - 1 : place + 1] == ["non-activated", "0.5"]
-    assert elements.cells[place + 1].startswith(f"{float(share):.2f} [")
-    assert "-2.000 [-2.000, -2.000]" in elements.cells
-    assert "-1.500 [-1.500, -1.500]" in elements.cells
+    assert elements.cells[place + 1].startswith(f"{100 * float(share):.1f} % [")
+    assert "−2.000 [−2.000, −2.000]" in elements.cells
+    assert "−1.500 [−1.500, −1.500]" in elements.cells
+    assert "The dark part of a bar" in elements.text
+    assert "95 % interval for one more random draw" in elements.text
+    assert "Right less wrong answers" in elements.text
 
 
 # --- answers and tasks ---

@@ -401,3 +401,13 @@ class TestBootstrap:
     def test_an_impossible_level_is_refused(self) -> None:
         with pytest.raises(OptionError, match="between 0 and 1, got 95"):
             percentile_interval(torch.zeros(3), level=95.0)
+
+
+def test_rows_of_whole_documents_are_judged_document_by_document(llama: Any) -> None:
+    corpora = Corpora.from_tokens({"xx": [[5, 6], [7], [8, 9, 10, 11]]}, ctx_len=8)
+    some = NeuronSet({MLP_POST: torch.ones(LAYERS, D_MLP, dtype=torch.bool)})
+    rows = corpora.one_document_a_row(max_tokens=8)
+    matrix = perplexity_matrix(llama, rows, {"off": ablate(some)})
+    sorted_by_hand = Corpora.from_tokens({"xx": [[8, 9, 10, 11], [5, 6]]}, ctx_len=8)
+    alone = perplexity_matrix(llama, sorted_by_hand, {"off": ablate(some)})
+    torch.testing.assert_close(matrix.delta_nll, alone.delta_nll)

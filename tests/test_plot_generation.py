@@ -12,6 +12,7 @@ import torch
 from lens_lang import plot
 from lens_lang.errors import OptionError
 from lens_lang.evaluate.generation import GenerationMatrix
+from lens_lang.sections.cells import Cell
 from lens_lang.sections.generation import generation_sections
 from lens_lang.sections.section import p_value
 
@@ -336,7 +337,7 @@ def test_the_table_has_the_rows_of_the_frame(matrix: GenerationMatrix) -> None:
         "in the wanted language": f"0.00 [0.00, {row['rate_high']:.2f}]",
         "before": "1.00",
         "random control": "0.75",
-        "p (Holm)": f"{row['p_holm']:.3f}".removeprefix("0"),
+        "p (Holm)": "1 †",  # of two questions
         "p, one more random": p_value(row["p_random_holm"]),
         "every line in it": "0.00",
         "repetition": "0.00",
@@ -428,3 +429,34 @@ def test_answers_without_any_intervention_have_sections_too() -> None:
     assert "without intervention." in whole.text[0]
     assert examples.columns == ["question in", "question", "answer"]
     assert examples.rows == [["fr", "question 0?", "fr: an answer in fr"]]
+
+
+def test_a_p_of_few_questions_is_marked_where_it_cannot_be_smaller() -> None:
+    languages = [lang for lang in ("en", "fr", "de") for _ in range(3)]
+    spoken = {"none": languages, "to en": ["en"] * 9, "to fr": ["fr", *languages[1:]]}
+    steering = {f"to {x}": {"method": "m", "target": x, "strength": 1.0} for x in ("en", "fr")}
+    section = generation_sections("g", answered(spoken, languages=languages, steering=steering))[0]
+    place = section.columns.index("p (Holm)")
+    assert [row[place] for row in section.rows] == ["", ".500 †", "1"]
+    assert section.text[-1].startswith(
+        "†: with 3 aligned questions the smallest p this test can give is .250, and .500 after "
+        "correction over 2;"
+    )
+
+
+def test_a_curve_says_over_what_its_intervals_are() -> None:
+    few = plot.steering_curve(swept())
+    assert few.layout.meta["note"] == "Intervals are 95 %, over questions."
+    targets = ("en", "fr", "de", "es", "it", "pt", "nl")
+    many = plot.steering_curve(swept(targets))
+    assert many.layout.meta["note"].startswith("Each mark is the mean over 7 target languages;")
+
+
+def test_texts_of_a_known_language_are_marked_as_such(matrix: GenerationMatrix) -> None:
+    rows = generation_sections("g", matrix)[1].rows
+    for row in rows:
+        question, *_, without, under = (cell for cell in row if isinstance(cell, Cell))
+        assert question.lang == row[0]
+        spoken = [str(cell).partition(":")[0] for cell in (without, under)]
+        assert [without.lang, under.lang] == ["" if x == "und" else x for x in spoken]
+    assert {cell.lang for row in rows for cell in row if isinstance(cell, Cell)} >= {"", "en", "fr"}

@@ -14,6 +14,7 @@ from lens_lang.lens import LensTable
 from lens_lang.plot.style import NO_LANGUAGE
 
 LABELS = ("en", "fr", "other")
+SHOWN = ("en", "fr", "no language")
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -40,7 +41,7 @@ def test_a_curve_has_a_panel_per_prompt_language_and_a_line_per_label(curve: Lan
     figure = plot.language_curve(curve)
     assert [note.text for note in figure.layout.annotations] == ["prompts in en", "prompts in fr"]
     found = lines(figure)
-    assert [trace.name for trace in found] == [*LABELS, *LABELS]
+    assert [trace.name for trace in found] == [*SHOWN, *SHOWN]
     assert [trace.xaxis for trace in found] == ["x"] * 3 + ["x2"] * 3
     assert [trace.showlegend for trace in found] == [True] * 3 + [False] * 3
     for number, trace in enumerate(found):
@@ -50,7 +51,7 @@ def test_a_curve_has_a_panel_per_prompt_language_and_a_line_per_label(curve: Lan
         assert list(bands(figure)[number].y) == pytest.approx([*high, *reversed(low)])
     colours = {trace.name: trace.line.color for trace in found}
     assert len(set(colours.values())) == 3
-    assert colours["other"] == NO_LANGUAGE
+    assert colours["no language"] == NO_LANGUAGE
     assert "share" in str(figure.layout.yaxis.title.text)
 
 
@@ -62,13 +63,27 @@ def test_a_difference_is_called_one(curve: LanguageCurve) -> None:
 
 def test_a_map_shows_the_prompts_asked_for(curve: LanguageCurve) -> None:
     (trace,) = plot.layer_languages(curve, prompts="French").data
-    assert list(trace.y) == list(LABELS)
+    assert list(trace.y) == list(SHOWN)
     assert torch.allclose(torch.tensor(trace.z).double(), curve.mean[1].T)
     assert trace.text[0][0] == f"{100 * float(curve.mean[1, 0, 0]):.0f}"
     (first,) = plot.layer_languages(curve).data
     assert torch.allclose(torch.tensor(first.z).double(), curve.mean[0].T)
     with pytest.raises(LanguageError, match="'zh'"):
         plot.layer_languages(curve, prompts="zh")
+
+
+def test_others_are_not_taken_for_other(curve: LanguageCurve) -> None:
+    names = [trace.name for trace in lines(plot.language_curve(curve.story()))]
+    assert names[:4] == ["en", "own", "other languages", "no language"]
+
+
+def test_a_map_says_where_its_colours_stop(curve: LanguageCurve) -> None:
+    values = torch.tensor([0.1, 0.2, 0.7]).double().expand(2, 3, 3)
+    capped = plot.layer_languages(LanguageCurve(("en", "fr"), ("fr", "fr"), values))
+    assert capped.layout.meta["note"].startswith("Colours stop at 20 %")
+    values = torch.tensor([0.7, 0.2, 0.1]).double().expand(2, 3, 3)
+    whole = plot.layer_languages(LanguageCurve(("en", "fr"), ("fr", "fr"), values))
+    assert whole.layout.meta is None
 
 
 def test_a_map_of_changes_is_centred_at_none(curve: LanguageCurve) -> None:

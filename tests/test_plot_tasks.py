@@ -12,6 +12,7 @@ from lens_lang import plot
 from lens_lang.errors import OptionError
 from lens_lang.evaluate.story import MWork
 from lens_lang.evaluate.task_scores import METRICS, TaskMatrix
+from lens_lang.sections.cells import Cell
 from lens_lang.sections.section import p_value
 from lens_lang.sections.tasks import floor, mwork_sections, tasks_sections
 from lens_lang.tasks import find_task
@@ -292,16 +293,15 @@ def test_what_does_not_change_has_no_interval() -> None:
     result = MWork({"xcsqa": matrix}, {"xcsqa": ("U",)}, {"task": (0,)}, {})
     main = mwork_sections("mwork", result)[0]
     cells = dict(zip(main.columns, main.rows[1], strict=True))
-    assert (cells["ΔEnglish"], "[" in cells["Δothers"]) == ("+0.000", True)
+    assert (cells["ΔEnglish"], "[" in cells["Δothers"]) == ("0.000", True)
     serialised(plot.mwork(result))
 
 
 def test_regions_neurons_and_tests_are_said() -> None:
     text = mwork_sections("mwork", story())[0].text
     assert text[0] == (
-        "Layers of the regions: understanding 0 to 2, task 3 to 4, generation 5. Neurons: fr 42 "
-        "(understanding 30, task attention 0, task mlp 7, generation 5); de 32 (understanding 20, "
-        "task attention 2, task mlp 9, generation 1)."
+        "Items: 20 per task and language. Others: fr, de. Layers of the regions: understanding 0 "
+        "to 2, task 3 to 4, generation 5."
     )
     assert text[-1].startswith("Judged by: xquad F1, xcsqa accuracy. A language's neurons")
     assert "p of Δ and of Δothers: that they are 0, by a sign-flip test over items" in text[-1]
@@ -309,6 +309,68 @@ def test_regions_neurons_and_tests_are_said() -> None:
     bare, several = (mwork_sections("m", story(controls=n))[0].text[-1] for n in (0, 3))
     assert "one more random" not in bare and "one random set" not in bare
     assert "p, one more random: how probable it is that other random sets" in several
+
+
+def test_items_that_differ_between_tasks_are_said_of_each() -> None:
+    runs = {"none": BEFORE, "U fr": {"en": 0.7, "fr": 0.2}}
+    matrices = {
+        task: solved(runs, task=task, languages=("en", "fr"), count=count)
+        for task, count in (("xquad", 8), ("mgsm", 6))
+    }
+    result = MWork(matrices, dict.fromkeys(matrices, ("U",)), {"task": (0,)})
+    assert (
+        mwork_sections("m", result)[0]
+        .text[0]
+        .startswith("Items: xquad 8, mgsm 6 per language. Others: fr. Layers")
+    )
+
+
+def test_a_p_that_cannot_be_small_is_marked_and_said_to_be() -> None:
+    few = mwork_sections("m", small(6))[0]
+    assert few.text[-1] == (
+        "†: with 6 aligned items the smallest p this test can give is .031, and .062 after "
+        "correction over 2; a p with † is at it, and says only that all moved the same way. None "
+        "of these can be small: read the intervals."
+    )
+    marked = [row[9] for row in few.rows if row[2] == "own"]
+    assert marked == [".062 †", ".062 †"]
+    assert [cell.value for cell in marked if isinstance(cell, Cell)] == [0.0625, 0.0625]
+    many = mwork_sections("m", small(12))[0]
+    assert not any("†" in said for said in (*many.text, *(c for row in many.rows for c in row)))
+    single = tasks_sections("t", solved(OFF, count=4))[0]
+    assert single.text[-1].startswith("†: with 4 items the smallest p this test can give is .125")
+    assert single.rows[4][4].endswith(" †")
+
+
+def small(count: int) -> MWork:
+    """Two settings of one task, each of which takes as much from every item."""
+    off = {f"{setting} fr": {"en": 0.7, "fr": 0.2} for setting in ("U", "G")}
+    matrix = solved({"none": BEFORE, **off}, languages=("en", "fr"), count=count)
+    return MWork({"xquad": matrix}, {"xquad": ("U", "G")}, {"task": (0,)})
+
+
+def test_rows_where_nothing_is_ever_right_are_one_sentence() -> None:
+    never = dict.fromkeys(("en", "fr"), 0.0)
+    runs = {"none": never, "A fr": never, "G fr": {"en": 0.5, "fr": 0.0}}
+    matrix = solved(runs, task="mgsm", languages=("en", "fr"))
+    main, log_p = mwork_sections("m", MWork({"mgsm": matrix}, {"mgsm": ("A", "G")}, {"task": (0,)}))
+    assert [row[1] for row in main.rows] == ["none", "G"]
+    assert (
+        "mgsm: 1 of 2 rows are left out, where nothing is ever right, before or after." in main.text
+    )
+    assert [row[1] for row in log_p.rows] == ["none", "A", "G"]
+
+
+def test_marks_of_the_story_are_not_cut_by_the_panels_edge() -> None:
+    result = story(tasks=("xquad", "mgsm", "xcsqa", "xlsum"))
+    figure = plot.mwork(result)
+    frame = result.to_frame()
+    for number, task in enumerate(result.matrices):
+        low, high = figure.layout[f"yaxis{number + 1 if number else ''}"].range
+        mine = frame[frame["task"] == task]
+        assert low < min(0, mine["delta_low"].min()) and high > max(0, mine["delta_high"].max())
+    columns = {figure.layout[f"xaxis{n}"].domain for n in ("", 2, 3, 4)}
+    assert len(columns) == 2  # two beside each other
 
 
 def test_the_papers_table_has_a_test_against_random_sets_if_there_are_several() -> None:

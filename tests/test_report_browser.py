@@ -32,6 +32,7 @@ from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.page import read_results, report
 from lens_lang.patterns import SharingPatterns
 from lens_lang.sections.section import Section
+from lens_lang.signs import NeuronSigns
 from lens_lang.sites import ATTN_K, ATTN_Q, MLP_POST
 from lens_lang.stats import Activations
 from lens_lang.vocabulary import VocabularyLanguages
@@ -81,7 +82,8 @@ def some_contexts() -> NeuronContexts:
         values=torch.tensor([0.5, 3.5, -0.25, 0.0]).expand(9, 3, 2, 4),
         before=1,
         items=torch.tensor([5, 7, 9]),
-        pieces=(" a", " <script>alert(1)</script>", " cat"),
+        spelled=torch.tensor(list(b" a <script>alert(1)</script> cat"), dtype=torch.uint8),
+        ends=torch.tensor([2, 28, 32]),
         site=MLP_POST,
         n_tokens=torch.full((9,), 40),
     )
@@ -131,6 +133,14 @@ def everything() -> dict[str, Any]:
         ),
         "cards": NeuronCards((a_card(2, 41), a_card(0, 9)), {"model": "toy"}),
         "contexts": some_contexts(),
+        "signs": NeuronSigns(
+            NINE,
+            ("2.41", "0.9"),
+            torch.ones(9, 2).long(),
+            torch.full((9, 2), 3),
+            counted,
+            record,
+        ),
         "answers": answered(
             {"none": NINE, "fr off": ["en", *["de"] * 8]},
             languages=NINE,
@@ -266,7 +276,9 @@ def test_every_section_is_in_the_contents_and_its_link_leads_there(wide: Opened)
     page = wide.page
     headings = page.locator("main h2")
     links = page.locator("nav a")
-    assert links.all_text_contents() == headings.all_text_contents()
+    labels, titles = links.all_text_contents(), headings.all_text_contents()
+    assert all(label in title for label, title in zip(labels, titles, strict=True))
+    assert "curve-off minus curve" in labels
     ids = headings.evaluate_all("all => all.map(each => '#' + each.id)")
     assert links.evaluate_all("all => all.map(each => each.getAttribute('href'))") == ids
     assert len(set(ids)) == len(ids) > 25
@@ -318,6 +330,52 @@ def test_a_page_that_is_too_wide_would_be_noticed(browse: Browse, tmp_path: Path
 def test_there_is_no_serious_barrier_in_light_and_in_dark(wide: Opened, narrow: Opened) -> None:
     assert serious(wide.page) == []
     assert serious(narrow.page) == []
+
+
+def test_what_is_written_in_a_map_can_be_read(wide: Opened, narrow: Opened) -> None:
+    for opened in (wide, narrow):
+        # the colour of each cell is looked up in the picture, not computed
+        found = opened.page.evaluate(
+            """async () => {
+                const ratios = [];
+                for (const place of document.querySelectorAll("[data-figure]")) {
+                    const image = place.querySelector(".heatmaplayer image");
+                    const texts = [...place.querySelectorAll(".heatmaplayer text")];
+                    if (!image || !texts.length) continue;
+                    const picture = new Image();
+                    picture.src = image.href.baseVal;
+                    await picture.decode();
+                    const canvas = document.createElement("canvas");
+                    [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
+                    const context = canvas.getContext("2d");
+                    context.drawImage(picture, 0, 0);
+                    const box = image.getBoundingClientRect();
+                    const light = rgb => rgb.map(x => x / 255).map(x =>
+                        x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4)
+                        .reduce((sum, x, i) => sum + x * [0.2126, 0.7152, 0.0722][i], 0);
+                    for (const text of texts) {
+                        const at = text.getBoundingClientRect();
+                        const x = (at.left + at.width / 2 - box.left) / box.width * canvas.width;
+                        const y = (at.top + at.height / 2 - box.top) / box.height * canvas.height;
+                        const [r, g, b, a] = context.getImageData(x, y, 1, 1).data;
+                        if (a < 255) continue;
+                        const fill = getComputedStyle(text).fill.match(/\\d+/g).slice(0, 3);
+                        const both = [light([r, g, b]), light(fill.map(Number))];
+                        ratios.push((Math.max(...both) + 0.05) / (Math.min(...both) + 0.05));
+                    }
+                }
+                return ratios;
+            }"""
+        )
+        assert len(found) > 100
+        assert min(found) >= 4.5
+
+
+def test_regions_are_told_apart_by_their_names(wide: Opened) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    chosen = {"runOnly": ["landmark-unique"]}
+    assert Axe().run(wide.page, options=chosen).response["violations"] == []
 
 
 def test_colours_follow_the_system(wide: Opened) -> None:
@@ -372,13 +430,13 @@ def test_a_figure_has_a_name_a_caption_and_its_values(wide: Opened) -> None:
     page = wide.page
     part = table_of(page, "Neurons found by lape").locator("figure").first
     name = part.locator(".wide").get_attribute("aria-label")
-    assert name == "Figure: Neurons per layer at mlp_post"
+    assert name == "Figure: Neurons found by lape, Neurons per layer at mlp_post"
     assert part.locator("p").text_content().startswith("Map. Rows, language: en, de,")
     assert part.locator(".main-svg").first.get_attribute("aria-hidden") == "true"
     with page.expect_download() as caught:
         part.locator("button.csv").click()
     rows = read_csv(caught.value)
-    assert rows[0] == ["series", "y", "x", "value", "note"]
+    assert rows[0] == ["series", "y", "x", "value", "low", "high", "note"]
     assert [row[1:4] for row in rows[1:3]] == [["en", "0", "30"], ["en", "1", "0"]]
     assert len(rows) == 1 + 10 * 4
 
@@ -400,6 +458,8 @@ def test_all_figures_and_rows_are_on_paper_in_dark_ink(browse: Browse, tmp_path:
     assert page.locator("tr.rest").first.is_visible()
     assert not page.locator("nav").is_visible()
     assert page.locator("details.how").first.evaluate("each => each.open")
+    assert not page.locator("details.raw").is_visible()
+    assert not page.locator("details.raw").evaluate("each => each.open")
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert not page.locator("details.how").first.evaluate("each => each.open")
 
@@ -412,18 +472,51 @@ def read_csv(download: Any) -> list[list[str]]:
     return list(csv.reader(io.StringIO(text, newline="")))
 
 
-def test_a_table_is_downloaded_as_it_stands(wide: Opened) -> None:
-    page = wide.page
-    for heading in ("Some of the answers (answers)", EFFECT):
-        section = table_of(page, heading)
-        with page.expect_download() as caught:
-            section.locator(".table button.csv").click()
-        shown = section.locator("table.result tr").evaluate_all(
-            "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
-        )
-        assert read_csv(caught.value) == shown
-        assert len(shown) >= 10
-    assert any('"quoted"' in cell for row in shown for cell in row) or heading.startswith("Effect")
+def downloaded(page: Any, heading: str) -> list[list[str]]:
+    with page.expect_download() as caught:
+        table_of(page, heading).locator(".table button.csv").click()
+    return read_csv(caught.value)
+
+
+def test_a_table_of_words_is_downloaded_as_it_stands(wide: Opened) -> None:
+    heading = "Some of the answers (answers)"
+    shown = (
+        table_of(wide.page, heading)
+        .locator("table.result tr")
+        .evaluate_all("rows => rows.map(row => [...row.cells].map(cell => cell.textContent))")
+    )
+    assert downloaded(wide.page, heading) == shown
+    assert len(shown) >= 10
+    assert any('"quoted"' in cell for row in shown for cell in row)
+
+
+def test_numbers_are_downloaded_unrounded_with_the_ends_of_their_intervals(wide: Opened) -> None:
+    heads, *rows = downloaded(wide.page, EFFECT)
+    assert heads[:5] == [
+        *("language", "own neurons", "own neurons low", "own neurons high", "random control")
+    ]
+    table = some_matrix(NINE).selectivity()
+    for cells, (lang, row) in zip(rows, table.iterrows(), strict=True):
+        assert cells[0] == lang
+        expected = [row[key] for key in ("own", "own_low", "own_high")]
+        assert [float(cell) for cell in cells[1:4]] == expected
+        assert float(cells[heads.index("p (Holm)")]) == row["p_holm"]
+    heads, *rows = downloaded(wide.page, "Languages of the vocabulary (vocabulary)")
+    assert heads[2] == "of all (%)"
+    assert float(rows[0][2]) == pytest.approx(100 * 33 / 97, rel=1e-12)
+    heads, *rows = downloaded(wide.page, "Texts")
+    assert rows[0][1] == "3000"
+
+
+def test_intervals_of_a_figure_are_downloaded(wide: Opened) -> None:
+    part = table_of(wide.page, "Task xquad (task): F1").locator("figure").first
+    with wide.page.expect_download() as caught:
+        part.locator("button.csv").click()
+    rows = [row for row in read_csv(caught.value) if row[0] == "under the intervention"]
+    frame = solved(OFF, controls=2).to_frame().query("intervention == 'fr off'")
+    for row, (_, expected) in zip(rows, frame.iterrows(), strict=False):
+        ends = [float(cell) for cell in row[3:6]]
+        assert ends == pytest.approx([expected[k] for k in ("score", "score_low", "score_high")])
 
 
 MESSY = ["+0.5 [+0.1, +0.9]", "-1.25 [-2.0, 0.0]", "", "<.001", "1,234", "12 %", "word", ".5", "−3"]

@@ -834,6 +834,7 @@ def test_impossible_tests_are_refused(options: Any, message: str) -> None:
             "'x' has hooks for de, and xcsqa is tested in en, fr, zh",
         ),
         ({"x": {}}, LanguageError, "'x' has hooks for no language"),
+        ({"x": {"fr": [], "French": []}}, LanguageError, "given twice: fr"),
         ({"x": {"nonsense": hooks()}}, LanguageError, "No language is called 'nonsense'"),
         (
             {"x": [("blocks.0.mlp.hook_pots", nothing)]},

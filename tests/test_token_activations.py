@@ -139,9 +139,20 @@ def test_texts_are_tokenised(gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None
         token_activations(model, {"fr": "le chat"}, neurons(model))
 
 
+def test_characters_of_several_tokens_are_whole() -> None:
+    model = bridge(hf_model("gpt2"))
+    model.tokenizer = LetterTokenizer()
+    pieces = ["<pad>", "<bos>", "<eos>", "è", "Ĭ", "±", "Ġ", "a"]
+    model.tokenizer.convert_ids_to_tokens = lambda ids: [pieces[n % len(pieces)] for n in ids]
+    corpora = Corpora.from_tokens({"zh": [[6, 3, 4, 5, 7]]}, bos_id=1)
+    expected = (" ", "·", "·", "花", "a")
+    assert token_activations(model, corpora, neurons(model)).tokens == (expected,)
+    assert attention_patterns(model, corpora, [(0, 1)]).tokens == (("<bos>", *expected),)
+
+
 def test_neurons_that_cannot_be_read_are_refused(llama: Any, corpora: Corpora) -> None:
     some = neurons(llama)
-    with pytest.raises(OptionError, match="of one site are needed, got none"):
+    with pytest.raises(OptionError, match="of one site are needed, and this set is empty"):
         token_activations(llama, corpora, some - some)
     with pytest.raises(OptionError, match="of one site are needed, got mlp_post and attn_v"):
         token_activations(llama, corpora, some | neurons(llama, ATTN_V))
@@ -205,6 +216,10 @@ def test_on_gemma(gemma: Any) -> None:
     read = token_activations(gemma, {"fr": ["Le chat boit du lait."], "zh": ["我喝牛奶。"]}, some)
     assert "".join(read.tokens[0]) == "Le chat boit du lait."
     assert "".join(read.tokens[1]) == "我喝牛奶。"
+    rare = "𓂀 ꙮ"  # which Gemma writes byte by byte
+    tokens = token_activations(gemma, [rare], some).tokens[0]
+    assert "".join(tokens).replace("·", "") == rare
+    assert "·" in tokens
     looks = attention_patterns(gemma, ["Le chat"], [(5, 0)])
     assert looks.tokens[0][0] == "<bos>"
     assert looks.languages == ("und",)

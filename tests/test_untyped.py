@@ -18,19 +18,21 @@ from lens_lang.curves import LanguageCurve
 from lens_lang.latent import LatentLanguages
 from lens_lang.lens import language_curve
 from lens_lang.vocabulary import VocabularyLanguages
-from lens_lang.detect.lape import LapeVariant
+from lens_lang.detect.lape import LapeVariant, lape
 from lens_lang.evaluate.perplexity import perplexity_matrix
-from lens_lang.intervene import ablate, replace
-from lens_lang.neurons import LanguageNeurons, NeuronSet
-from lens_lang.sites import MLP_POST
-from lens_lang.stats import ActivationFrequency, MeanActivation
+from lens_lang.intervene import ablate, replace, steer
+from lens_lang.evaluate.solving import task_matrix
+from lens_lang.task_reading import read_task
+from lens_lang.neurons import LanguageNeurons, NeuronSet, neuron_place, neuron_set
+from lens_lang.sites import MLP_POST, MLP_PRE, check_hooks
+from lens_lang.stats import ActivationFrequency, Activations, Frequency, MeanActivation
 from lens_lang.attribute.categories import CategoryContribution
 from lens_lang.attribute.gradients import gradient_attribution
 from lens_lang.attribute.writing import token_vectors
 from lens_lang.collection import collect, collect_parallel
 from lens_lang.contexts import TopContexts
-from lens_lang.plot.views import View
-from lens_lang.token_readings import token_activations
+from lens_lang.plot.views import View, save_views
+from lens_lang.token_readings import attention_patterns, token_activations
 from lens_lang.detect.sharing import sharing
 from lens_lang.evaluate.per_example import PerExample, category_effect
 from lens_lang.parallel import ParallelCorpora
@@ -43,6 +45,10 @@ SHARED = SharingPatterns.from_activations(torch.ones(1, 2, 1, 3), ('en', 'fr'))
 SPELLER = types.SimpleNamespace(tokenizer=lambda texts, **_: 0, cfg=types.SimpleNamespace())
 SPELLER.tokenizer.bos_token_id = 1
 some = NeuronSet({MLP_POST: torch.eye(2, dtype=torch.bool)})
+ALL = LanguageNeurons({'en': some, 'fr': some})
+ONES, TWO = torch.ones(2, 2, 2), torch.tensor([2, 2])
+FREQ = Frequency(('en', 'fr'), ONES.long(), TWO, site=MLP_PRE)
+MEAN = Activations(('en', 'fr'), ONES.double(), ONES.double(), TWO)
 """
 
 CASES = {
@@ -93,10 +99,30 @@ CASES = {
     "token_vectors(None, [1], vector='both')": "vector must be unembedding or embedding, got",
     "inference_template('fr')": "instruction must be en or native, got 'fr'",
     "read_edits([], fact='french')": "fact must be english or own, got 'french'",
+    "lape(MEAN)": "lape takes Frequency, which collect(model, corpora, ActivationFrequency())",
+    "steer(ALL, source='en', target='fr', mean=FREQ)": "steer takes Activations, which collect(",
+    "ablate(ALL)": "take a NeuronSet, got LanguageNeurons: choose a language, as in ablate(",
+    "perplexity_matrix(None, None, ALL)": "Hooks are a list of (name, function), as lens_lang.abl",
+    "perplexity_matrix(None, None, [])": "interventions are hooks by name",
+    "task_matrix(None, read_task('xcsqa').limit(1), [])": "interventions are hooks by name",
+    "check_hooks(None, some)": "Hooks are a list of (name, function), as lens_lang.ablate(",
+    "check_hooks(None, [some])": "Hooks are a list of (name, function)",
+    "Corpora.from_files('en.txt', SPELLER)": "files must be {language: path}, got str: write {'en'",
+    "neuron_place((1, 2, 3))": "A neuron is (layer, index) or 'layer.index', such as (12, 1542)",
+    "neuron_place((1.5, 2))": "A neuron is (layer, index)",
+    "neuron_place(None)": "A neuron is (layer, index)",
+    "neuron_set(None, (1, 3))": "Neurons come in a list: write [(1, 3)]",
+    "neuron_set(None, '1.3')": "Neurons come in a list: write ['1.3']",
     "TopContexts({'fr': some})": "TopContexts takes a NeuronSet, got dict: give neurons['fr']",
     "token_activations(None, [], {'fr': some})": "token_activations takes a NeuronSet, got dict",
-    "View('ColoredTokens', {'tokens': 3, 'values': [1]}, 'x')": "got the shape 1",
-    "View('ColoredTokens', {'tokens': ['a'], 'values': ['b', 'c']}, 'x')": "got the shape 2",
+    "attention_patterns(None, [], (1, 2))": "pairs in a list, such as [(5, 0)], got (1, 2)",
+    "attention_patterns(None, [], [(1, 2.5)])": "pairs in a list, such as [(5, 0)], got [(1, 2.5)]",
+    "View('ColoredTokens', {'tokens': 3, 'values': [1]}, 'x')": "tokens must be a list, got 3",
+    "View('ColoredTokens', {'tokens': ['a'], 'values': 'b'}, 'x')": "must be a list, got 'b'",
+    "save_views('x', View('ColoredTokens', {'tokens': ['a'], 'values': [1]}, 'x'))": (
+        "save_views takes a list of views, got one View: write [view]"
+    ),
+    "save_views('x', None)": "save_views takes a list of views, got NoneType",
     "MeanActivation('gates')": "space must be one of gate, product, up, residual, got 'gates'",
     "LapeVariant(scope='world')": "scope must be model or layer, got 'world'",
     "LapeVariant(assign='best')": "assign must be above_bar or argmax or exclusive, got 'best'",

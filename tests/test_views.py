@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from lens_lang.errors import (
 from lens_lang.lens import LensTable
 from lens_lang.plot import views as module
 from lens_lang.plot.views import View, page_script, save_views
+from lens_lang.sections.contexts import contexts_section
 from lens_lang.sites import MLP_POST
 from lens_lang.token_readings import AttentionPatterns, TokenActivations
 
@@ -81,7 +83,8 @@ def contexts() -> NeuronContexts:
         values=values,
         before=1,
         items=torch.tensor([0, 1, 2]).int(),
-        pieces=("a", HOSTILE[1], " c"),
+        spelled=torch.tensor(list(f"a{HOSTILE[1]} c".encode()), dtype=torch.uint8),
+        ends=torch.tensor([1, 1 + len(HOSTILE[1]), 3 + len(HOSTILE[1])]),
         site=MLP_POST,
         n_tokens=torch.tensor([6, 3]),
     )
@@ -207,6 +210,44 @@ SAMPLE = {"tokens": [["a", "b"]], "activations": [[[[1.0]], [[2.0]]]]}
             "inf",
         ),
         ("ColoredTokens", {"tokens": ["a"], "values": [object()]}, OptionError, "must be JSON"),
+        (
+            "ColoredTokens",
+            {"tokens": ["a"], "values": ["1"]},
+            OptionError,
+            "values must be numbers, got '1'",
+        ),
+        ("ColoredTokens", {"tokens": ["a"], "values": [True]}, OptionError, "must be numbers"),
+        (
+            "ColoredTokens",
+            {"tokens": [7], "values": [1]},
+            OptionError,
+            "tokens must be text, got 7",
+        ),
+        ("ColoredTokens", {"tokens": "a", "values": [1]}, OptionError, "tokens must be a list"),
+        (
+            "ColoredTokens",
+            {"tokens": ["a"], "values": [1], "minVal": 0},
+            OptionError,
+            "no property 'minVal'; did you mean 'minValue'",
+        ),
+        (
+            "ColoredTokens",
+            {"tokens": ["a"], "values": [1], "maxValue": "9"},
+            OptionError,
+            "maxValue must be numbers, got '9'",
+        ),
+        (
+            "ColoredTokens",
+            {"tokens": ["a"], "values": [1], "positiveColor": 3},
+            OptionError,
+            "positiveColor must be a str, got 3",
+        ),
+        (
+            "ColoredTokensMulti",
+            {"tokens": ["a"], "values": [[1]], "labels": [0]},
+            OptionError,
+            "labels must be text, got 0",
+        ),
         ("ColoredTokensMulti", {"tokens": ["a"], "values": [1]}, ShapeError, "of 1 axes"),
         (
             "ColoredTokensMulti",
@@ -269,6 +310,16 @@ def test_props_that_circuitsvis_would_take_in_silence_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         View(element, props, "x")
+
+
+def test_halves_of_surrogate_pairs_are_replaced(tmp_path: Path) -> None:
+    view = View("ColoredTokens", {"tokens": ["a\udc80", "\ud83d"], "values": [1, 2]}, "\udc80 x")
+    assert view.props["tokens"] == ["a\ufffd", "\ufffd"]
+    assert view.title == "\ufffd x"
+    save_views(tmp_path / "x.html", [view], title="\ud83d")
+    text = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert "<title>\ufffd</title>" in text
+    assert "<h2>\ufffd x</h2>" in text
 
 
 def test_samples_may_differ_in_length() -> None:
@@ -337,7 +388,21 @@ class TestInANotebook:
         assert run("a", "4")
         assert not run("a", "4")
 
-    def test_without_cell_ids_once(self, view: View, running: dict[str, Any]) -> None:
+    @pytest.mark.parametrize("metadata", [{}, {"cellId": None}, {"cellId": ""}])
+    def test_without_cell_ids_a_cell_is_its_source(
+        self, view: View, running: dict[str, Any], metadata: dict[str, Any]
+    ) -> None:
+        def run(source: str, message: str) -> bool:
+            running.update(metadata=metadata, header={"msg_id": message}, content={"code": source})
+            return self.carries(view)
+
+        assert run("view", "1")
+        assert not run("view", "1")
+        assert not run("other", "2")
+        assert run("view", "3")  # its output, with the script, was replaced
+        assert not run("view", "3")
+
+    def test_without_cells_once(self, view: View, running: dict[str, Any]) -> None:
         running.update(metadata={}, header={"msg_id": "1"})
         assert self.carries(view)
         running.update(header={"msg_id": "2"})
@@ -396,6 +461,40 @@ def test_contexts_stand_under_their_neuron(contexts: NeuronContexts) -> None:
     assert len(alone.props["tokens"][0][0]) == 1
     with pytest.raises(LanguageError):
         plot.top_contexts(contexts, lang="de")
+    for names in (["2.5"], [(2, 5)]):
+        one = plot.top_contexts(contexts, neurons=names)
+        assert one.props["firstDimensionLabels"] == ["2.5"]
+        assert one.props["tokens"] == [each[1:] for each in view.props["tokens"]]
+    turned = plot.top_contexts(contexts, neurons=["2.5", "0.3"])
+    assert turned.props["firstDimensionLabels"] == ["2.5", "0.3"]
+    with pytest.raises(OptionError, match=r"2\.6 were not collected"):
+        plot.top_contexts(contexts, neurons=["2.6"])
+    with pytest.raises(OptionError, match="shows 1 to 100 neurons, got 0"):
+        plot.top_contexts(contexts, neurons=[])
+
+
+def many(contexts: NeuronContexts, count: int) -> NeuronContexts:
+    """The same contexts for many neurons."""
+    some = {
+        name: getattr(contexts, name)[:, :1].repeat_interleave(count, 1)
+        for name in ("peak", "document", "position", "window", "values")
+    }
+    places = torch.stack([torch.zeros(count).long(), torch.arange(count)], 1)
+    return replace(contexts, neurons=places, **some)
+
+
+def test_no_more_contexts_are_shown_than_a_page_holds(contexts: NeuronContexts) -> None:
+    assert len(plot.top_contexts(many(contexts, 100)).props["tokens"][0]) == 100
+    with pytest.raises(OptionError, match="1 to 100 neurons, got 101: choose some with neurons="):
+        plot.top_contexts(many(contexts, 101))
+    section = contexts_section("x", many(contexts, 101))
+    assert "101 neurons at mlp_post, of which the first 20 are shown." in section.text[0]
+    (view,) = section.views
+    assert view.props["firstDimensionLabels"] == [f"0.{n}" for n in range(20)]
+    assert [row[:2] for row in section.rows] == [
+        [f"0.{n}", lang] for n in range(20) for lang in ("en", "fr")
+    ]
+    assert "are shown" not in contexts_section("x", many(contexts, 20)).text[0]
 
 
 def test_patterns_of_one_text(patterns: AttentionPatterns) -> None:
@@ -538,6 +637,33 @@ def test_without_the_script_a_view_says_how_to_get_it(
     opened.page.add_script_tag(content=page_script())  # another cell shows it
     opened.page.wait_for_selector(".colored-tokens")
     assert opened.errors == []
+
+
+def test_a_view_that_cannot_be_drawn_stops_no_other(
+    every: dict[str, View], browse: Browse, tmp_path: Path
+) -> None:
+    whole = str(every["shares"])
+    script = re.compile(r"<script.*?</script>", re.DOTALL)
+    broken = [
+        script.sub("", whole),  # as a notebook that is not trusted shows it
+        whole.replace('application/json">{', 'application/json">{{'),
+        whole.replace('"element": "', '"element": "No'),
+        re.sub(r'"activations": .*\]', '"activations": null', whole),
+    ]
+    assert len({*broken, whole}) == 5
+    parts = ["<!doctype html><meta charset=utf-8>", *broken, whole, *broken, whole]
+    file = tmp_path / "notebook.html"
+    file.write_text(f"{''.join(parts)}<script>{page_script()}</script>", encoding="utf-8")
+    page = browse(file).page
+    page.wait_for_function("document.querySelectorAll('.colored-tokens').length == 6")
+    page.wait_for_function("document.body.innerText.split('could not be drawn').length == 7")
+    shown = page.eval_on_selector_all("figure", "nodes => nodes.map(n => n.innerText)")
+    assert "there is no element NoTextNeuronActivations" in shown[2]
+    for first in (0, 5):
+        assert "not on this page yet" in shown[first]
+        for text in shown[first + 1 : first + 4]:
+            assert re.search("This view could not be drawn: .*Error", text)
+        assert "share of 3 firing" in shown[first + 4]
 
 
 # --- files ---

@@ -14,11 +14,14 @@ from lens_lang.attribute.markup import (
     languages_html,
     neighbour_text,
     neighbourhood_html,
+    sign_of,
+    sign_text,
     visible,
 )
 from lens_lang.attribute.neighbourhood import Neighbour, Neighbourhood
 from lens_lang.attribute.promotion import Item
 from lens_lang.contexts import Context
+from lens_lang.signs import Sign
 from lens_lang.sites import MLP_POST
 
 
@@ -31,14 +34,20 @@ class NeuronCard:
     Attributes:
         layer: Its layer.
         index: Its place in the layer.
-        promoted: The items it makes likelier, most of all first.
-        suppressed: The items it makes less likely, most of all first.
+        promoted: The items it makes likelier where its activation is positive, most of all first.
+        suppressed: The items it makes less likely there, most of all first: those that it makes
+            likelier where its activation is negative.
         promoted_languages: Of the items promoted, the share of each language and of *other*.
         neighbourhood: Where it stands in its layer, and to which languages it belongs.
         firing: By language the share of tokens at which it fires; empty where nobody counted.
         contexts: By language the documents in which it is most active; empty where nobody looked.
         effect: What each language loses without it; empty where nobody measured.
-        provenance: The model, and where activations of contexts were read.
+        provenance: The model, where activations of contexts were read, and on how many tokens of
+            which corpora firing, signs and contexts stand.
+        suppressed_languages: Of the items suppressed, the share of each language and of *other*.
+        signs: By language at how many of the tokens at which it fires its activation is positive,
+            and at how many it fires; empty where nobody counted.
+        gated: Whether its activation is a product, which can be negative where it fires.
     """
 
     layer: int
@@ -51,6 +60,9 @@ class NeuronCard:
     contexts: Mapping[str, tuple[Context, ...]] = field(default_factory=dict)
     effect: tuple[LanguageEffect, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    suppressed_languages: Mapping[str, float] = field(default_factory=dict)
+    signs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    gated: bool = True
 
     @property
     def name(self) -> str:
@@ -62,21 +74,41 @@ class NeuronCard:
         """What was not measured of the neuron."""
         parts = {
             "firing by language": self.firing,
+            "its sign where it fires": self.signs or not self.gated,
             "the languages' neurons": self.neighbourhood.per_layer,
             "contexts": self.contexts,
             "effect on NLL": self.effect,
         }
         return tuple(what for what, measured in parts.items() if not measured)
 
+    @property
+    def sign(self) -> Sign:
+        """The sign its activation mostly has where it fires."""
+        return sign_of(self.signs, self.gated)
+
+    @property
+    def likelier(self) -> tuple[Item, ...]:
+        """The items it makes likelier where it fires; none where that is not known, or is mixed."""
+        if self.sign in ("either", "unknown"):
+            return ()
+        return self.promoted if self.sign == "positive" else self.suppressed
+
     def __repr__(self) -> str:
         """The card as text."""
-        lines = [f"neuron {self.name} of {visible(self._model)}"]
-        for what, items in (("promotes", self.promoted), ("suppresses", self.suppressed)):
-            shown = "  ".join(f"{item.text!r} ({item.language})" for item in items)
-            lines.append(f"  {what:<11}{shown}")
-        lines.append(f"  languages  {_percent(self.promoted_languages, above=0.0)}")
+        lines = [f"neuron {self.name} of {self._model}"]
+        for sign, items in (("positive", self.promoted), ("negative", self.suppressed)):
+            lines.append(f"  promotes where its activation is {sign}:")
+            lines.append(f"    {'  '.join(f'{item.text!r} ({item.language})' for item in items)}")
+        lines.append(f"  {sign_text(self.signs, self.gated)}")
+        above = {lang: each for lang, each in self.signs.items() if each[1]}
+        if above:
+            often = sorted(above.items(), key=lambda each: -each[1][1])
+            said = ", ".join(f"{lang} {100 * x / n:.0f} % of {n:,}" for lang, (x, n) in often)
+            lines.append(f"    positive there: {said}")
+        for which, shares in self._languages.items():
+            lines.append(f"  languages of the {which} list: {_percent(shares, above=0.0)}")
         if self.firing:
-            lines.append(f"  fires on   {_percent(self.firing)}")
+            lines.append(f"  fires on   {_percent(self.firing)}{self._counted}")
         lines += self._around()
         if self.effect:
             lines.append("  without it, nats per token:")
@@ -92,18 +124,50 @@ class NeuronCard:
                 lines += [f"    {lang:<8}{each.peak:8.3g}  {_marked(each)}" for each in some[:1]]
         if self.missing:
             lines.append(f"  not measured: {', '.join(self.missing)}")
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
     def _repr_html_(self) -> str:
         return card_html(
             [
                 heading_html(self.name, self._model, self.missing),
-                languages_html(self.firing, self.neighbourhood, self.effect),
-                items_html(self.promoted, self.suppressed, self.promoted_languages),
+                languages_html(
+                    self.firing,
+                    self.neighbourhood,
+                    self.effect,
+                    tokens=self.firing_tokens,
+                    signs=self.signs,
+                ),
+                items_html(
+                    self.promoted,
+                    self.suppressed,
+                    sign_text(self.signs, self.gated),
+                    languages=self._languages,
+                ),
                 neighbourhood_html(self.neighbourhood),
                 contexts_html(self.contexts, self._site),
             ]
         )
+
+    @property
+    def firing_tokens(self) -> dict[str, int]:
+        """Of how many tokens of each language `firing` is the share, where that is known."""
+        return dict(self.provenance.get("firing tokens", {}))
+
+    @property
+    def _counted(self) -> str:
+        """On how many tokens firing stands, at the end of its line."""
+        tokens = self.firing_tokens.values()
+        if not tokens:
+            return ""
+        least, most = min(tokens), max(tokens)
+        return f" (of {least:,}{f' to {most:,}' if most > least else ''} tokens a language)"
+
+    @property
+    def _languages(self) -> dict[str, Mapping[str, float]]:
+        """Languages of the list that holds where it fires, or of both, by which it is."""
+        both = {"first": self.promoted_languages, "second": self.suppressed_languages}
+        unlike = {"positive": "second", "negative": "first"}.get(self.sign)
+        return {which: shares for which, shares in both.items() if which != unlike}
 
     @property
     def _model(self) -> str:
@@ -154,6 +218,7 @@ def card_from_json(told: Mapping[str, Any]) -> NeuronCard:
             "neighbourhood": Neighbourhood(**{**around, **tuples}),
             "contexts": contexts,
             "effect": tuple(LanguageEffect(**each) for each in told["effect"]),
+            "signs": {lang: (above, fires) for lang, (above, fires) in told["signs"].items()},
         }
     )
 

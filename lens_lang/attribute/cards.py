@@ -21,15 +21,19 @@ from lens_lang.attribute.markup import visible
 from lens_lang.attribute.neighbourhood import Neighbourhood, check_neurons, neighbourhoods
 from lens_lang.attribute.promotion import promotions
 from lens_lang.attribute.writing import writing
+from lens_lang.collection import weights_digest
 from lens_lang.contexts import NeuronContexts
 from lens_lang.errors import OptionError, ShapeError, SiteError, StorageError, near_misses
 from lens_lang.evaluate.perplexity import PerplexityMatrix
-from lens_lang.neurons import LanguageNeurons, neuron_set
+from lens_lang.neurons import LanguageNeurons, NeuronName, neuron_place, neuron_set
+from lens_lang.signs import NeuronSigns
 from lens_lang.sites import (
     MLP_POST,
     MLP_PRE,
+    MLP_UP,
     HookedModel,
     check_layers,
+    is_gated,
     model_name,
 )
 from lens_lang.stats import Frequency, joined_provenance
@@ -41,9 +45,9 @@ from lens_lang.vocabulary import VocabularyLanguages
 class NeuronCards:
     """The cards of several neurons of one model.
 
-    ``cards["12.1542"]`` is one of them, ``"12.1542" in cards`` asks for it, iteration gives all in
-    their order, and ``+`` unites two collections: a card of the right one replaces that of the
-    same neuron in the left one.
+    ``cards["12.1542"]`` or ``cards[12, 1542]`` is one of them, ``(12, 1542) in cards`` asks for it,
+    iteration gives all in their order, and ``+`` unites two collections: a card of the right one
+    replaces that of the same neuron in the left one.
 
     Attributes:
         cards: One card a neuron.
@@ -63,14 +67,14 @@ class NeuronCards:
         """The neurons, such as ``"12.1542"``."""
         return tuple(card.name for card in self.cards)
 
-    def __getitem__(self, name: str) -> NeuronCard:
-        names = self.names
+    def __getitem__(self, neuron: NeuronName) -> NeuronCard:
+        names, name = self.names, _name(neuron)
         if name not in names:
             raise OptionError(f"There is no card of neuron {name}{near_misses(name, names)}")
         return self.cards[names.index(name)]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
+    def __contains__(self, neuron: NeuronName) -> bool:
+        return _name(neuron) in self.names
 
     def __iter__(self) -> Iterator[NeuronCard]:
         return iter(self.cards)
@@ -125,7 +129,7 @@ class NeuronCards:
         """
         _, header, tensors = read_tensors(path, cls.__name__)
         try:
-            told = json.loads(bytes(tensors["cards"].tolist()).decode("utf-8"))
+            told = json.loads(tensors["cards"].numpy().tobytes().decode("utf-8"))
             cards = cls(tuple(card_from_json(each) for each in told), dict(header["provenance"]))
             if list(cards.names) != header["names"]:
                 raise ValueError("a card")
@@ -134,14 +138,20 @@ class NeuronCards:
         return cards
 
 
+def _name(neuron: NeuronName) -> str:
+    layer, index = neuron_place(neuron)
+    return f"{layer}.{index}"
+
+
 def neuron_card(
     model: Any,
-    neuron: tuple[int, int],
+    neuron: NeuronName,
     vocabulary: VocabularyLanguages,
     *,
     frequency: Frequency | None = None,
     neurons: LanguageNeurons | None = None,
     contexts: NeuronContexts | None = None,
+    signs: NeuronSigns | None = None,
     effect: PerplexityMatrix | None = None,
     top_k: int = 10,
 ) -> NeuronCard:
@@ -149,11 +159,13 @@ def neuron_card(
 
     Args:
         model: The model.
-        neuron: Its layer and index.
+        neuron: Its layer and index: ``(12, 1542)`` or ``"12.1542"``.
         vocabulary: Which language each item belongs to.
         frequency: How often neurons fire, to say on which languages this one does.
         neurons: The neurons of each language, to say where this one stands among them.
         contexts: In which text neurons are most active; this one among them.
+        signs: Which sign neurons' activations have where they fire, this one's among them: a gated
+            neuron that is negative there promotes what its output vector suppresses.
         effect: What happens without single neurons: an intervention called ``"12.1542"`` is
             `ablate` of that neuron alone, and its controls are random neurons of its layer.
         top_k: Items to keep at either end of the vocabulary.
@@ -162,8 +174,8 @@ def neuron_card(
         The card; printing it shows it.
 
     Raises:
-        OptionError: There is no such neuron, `contexts` or `effect` lack it, or `top_k` is out of
-            its range.
+        OptionError: There is no such neuron, `contexts`, `signs` or `effect` lack it, or `top_k`
+            is out of its range.
         ShapeError: Something was made for another model.
         SiteError: Something is not of MLP neurons.
         ModelError: The weights are quantised and cannot be read.
@@ -175,6 +187,7 @@ def neuron_card(
         frequency=frequency,
         neurons=neurons,
         contexts=contexts,
+        signs=signs,
         effect=effect,
         top_k=top_k,
     )
@@ -183,12 +196,13 @@ def neuron_card(
 
 def neuron_cards(
     model: Any,
-    which: Sequence[tuple[int, int]],
+    which: Sequence[NeuronName],
     vocabulary: VocabularyLanguages,
     *,
     frequency: Frequency | None = None,
     neurons: LanguageNeurons | None = None,
     contexts: NeuronContexts | None = None,
+    signs: NeuronSigns | None = None,
     effect: PerplexityMatrix | None = None,
     top_k: int = 10,
 ) -> NeuronCards:
@@ -196,11 +210,12 @@ def neuron_cards(
 
     Args:
         model: The model.
-        which: Layer and index of each; a repeated one gets one card.
+        which: Each as for `neuron_card`; a repeated one gets one card.
         vocabulary: As for `neuron_card`, and so are all others.
         frequency: How often neurons fire.
         neurons: The neurons of each language.
         contexts: In which text neurons are most active.
+        signs: Which sign neurons' activations have where they fire.
         effect: What happens without single neurons; the cards share it.
         top_k: Items to keep at either end of the vocabulary.
 
@@ -208,33 +223,30 @@ def neuron_cards(
         The cards, in the order of `which`.
 
     Raises:
-        OptionError: There is no such neuron, `contexts` or `effect` lack one, or `top_k` is out of
-            its range.
+        OptionError: There is no such neuron, `contexts`, `signs` or `effect` lack one, or `top_k`
+            is out of its range.
         ShapeError: Something was made for another model.
         SiteError: Something is not of MLP neurons.
         ModelError: The weights are quantised and cannot be read.
     """
-    which = list(dict.fromkeys((layer, index) for layer, index in which))
     neuron_set(model, which)  # refuses those it does not have
-    _check_measured(model, frequency, neurons, contexts)
+    places = list(dict.fromkeys(neuron_place(each) for each in which))
+    _check_measured(model, frequency, neurons, contexts, signs)
     vectors: dict[tuple[int, int], Tensor] = {}
     around: dict[tuple[int, int], Neighbourhood] = {}
-    for layer in dict.fromkeys(layer for layer, _ in which):
-        indices = [index for each, index in which if each == layer]
+    for layer in dict.fromkeys(layer for layer, _ in places):
+        indices = [index for each, index in places if each == layer]
         written = writing(model, layer)
-        for index, place in zip(
-            indices, neighbourhoods(written, layer, indices, neurons), strict=True
-        ):
-            around[layer, index] = place
-            vectors[layer, index] = written.vectors[index]
-    provenance = {"model": model_name(model)}
-    if contexts is not None:
-        provenance["contexts at"] = contexts.site.name
+        rows = written.rows(indices).cpu()  # layers may lie on different devices
+        near = neighbourhoods(written, layer, indices, neurons)
+        for index, row, place in zip(indices, rows, near, strict=True):
+            around[layer, index], vectors[layer, index] = place, row
+    provenance = {"model": model_name(model), **_read(frequency, contexts, signs)}
     probability = None if frequency is None else frequency.probability
-    rows = torch.stack([vectors[each] for each in which]) if which else torch.empty(0, 0)
-    made = promotions(model, rows, vocabulary, top_k=top_k) if which else []
+    stacked = torch.stack([vectors[each] for each in places]) if places else torch.empty(0, 0)
+    made = promotions(model, stacked, vocabulary, top_k=top_k) if places else []
     cards = []
-    for neuron, ends in zip(which, made, strict=True):
+    for neuron, ends in zip(places, made, strict=True):
         layer, index = neuron
         firing: dict[str, float] = {}
         if frequency is not None and probability is not None:
@@ -254,9 +266,36 @@ def neuron_cards(
                 else {lang: contexts.of(neuron, lang) for lang in contexts.languages},
                 () if effect is None else neuron_effect(model, neuron, effect),
                 provenance,
+                ends.suppressed_languages,
+                {} if signs is None else signs.of(neuron),
+                is_gated(model),
             )
         )
-    return NeuronCards(tuple(cards), {"model": model_name(model), "versions": versions()})
+    about = {
+        "model": model_name(model),
+        "weights": weights_digest(model),
+        "versions": versions(),
+    }
+    return NeuronCards(tuple(cards), about)
+
+
+def _read(
+    frequency: Frequency | None, contexts: NeuronContexts | None, signs: NeuronSigns | None
+) -> dict[str, Any]:
+    """Where activations were read, on how many tokens, and of which corpora."""
+    told: dict[str, Any] = {}
+    if contexts is not None:
+        told["contexts at"] = contexts.site.name
+    if frequency is not None:
+        told["firing at"] = f"{frequency.site.name} > {frequency.threshold:g}"
+    for what, measured in (("firing", frequency), ("contexts", contexts), ("signs", signs)):
+        if measured is not None:
+            counts = measured.n_tokens.tolist()
+            told[f"{what} tokens"] = dict(zip(measured.languages, counts, strict=True))
+            corpora = measured.provenance.get("corpora")
+            if isinstance(corpora, Mapping) and "digest" in corpora:
+                told[f"{what} corpora"] = corpora["digest"]
+    return told
 
 
 def _check_measured(
@@ -264,16 +303,27 @@ def _check_measured(
     frequency: Frequency | None,
     neurons: LanguageNeurons | None,
     contexts: NeuronContexts | None,
+    signs: NeuronSigns | None,
 ) -> None:
     if frequency is not None:
+        if frequency.site not in (MLP_PRE, MLP_POST):
+            said = (
+                "above 0 there is not firing" if frequency.site == MLP_UP else "no neuron of an MLP"
+            )
+            raise SiteError(
+                f"The frequencies are of {frequency.site.name}, and {said}: collect them at MLP_PRE"
+            )
         shape = (frequency.count.shape[1], frequency.count.shape[2])
         check_layers(model, MLP_POST, shape, what="frequencies")
     if neurons is not None:
         check_neurons(model, neurons)
-    if contexts is not None:
-        check_measured_on(model, contexts.provenance, "contexts")
-    for what, measured in (("frequencies", frequency), ("contexts", contexts)):
-        if measured is not None and measured.site not in (MLP_PRE, MLP_POST):
-            raise SiteError(
-                f"The {what} are of {measured.site.name}, and this is a neuron of an MLP"
-            )
+    if contexts is not None and contexts.site not in (MLP_PRE, MLP_UP, MLP_POST):
+        raise SiteError(f"The contexts are of {contexts.site.name}, and this is a neuron of an MLP")
+    for what, measured in (
+        ("frequencies", frequency),
+        ("neurons", neurons),
+        ("contexts", contexts),
+        ("signs", signs),
+    ):
+        if measured is not None:
+            check_measured_on(model, measured.provenance, what)

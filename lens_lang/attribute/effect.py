@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lens_lang.collection import weights_digest
 from lens_lang.errors import OptionError, ShapeError, near_misses
 from lens_lang.evaluate.perplexity import PerplexityMatrix
-from lens_lang.sites import MLP_POST, HookedModel, model_name
+from lens_lang.intervene import ablate
+from lens_lang.neurons import neuron_set
+from lens_lang.sites import HookedModel, model_name
 
 
 @dataclass(frozen=True)
@@ -17,11 +20,12 @@ class LanguageEffect:
     Attributes:
         language: The language that was read.
         delta_nll: Change in nats per token: above 0, the language is hurt.
-        ci_low: Lower end of its 95 % interval, by paired bootstrap over documents.
+        ci_low: Lower end of its 95 % interval, by paired bootstrap over documents; None where
+            there is only one document.
         ci_high: Upper end.
         control: Mean change without a random neuron of the layer; None where none was measured.
         control_low: Lower end of where one more random neuron would lie, with 95 % probability;
-            None for fewer than two.
+            None for fewer than two, or only one document.
         control_high: Upper end.
         controls: How many random neurons were measured.
         tokens: Tokens scored.
@@ -29,8 +33,8 @@ class LanguageEffect:
 
     language: str
     delta_nll: float
-    ci_low: float
-    ci_high: float
+    ci_low: float | None
+    ci_high: float | None
     control: float | None
     control_low: float | None
     control_high: float | None
@@ -62,20 +66,27 @@ def neuron_effect(
         raise OptionError(
             f"The effect has no row for neuron {name}{near_misses(name, matrix.interventions)}"
         )
-    done = matrix.provenance.get("interventions", {}).get(name)
-    alone = [f"{MLP_POST.at(layer)}: set 1 of {MLP_POST.name} layer {layer}"]
-    if done is not None and list(done) != alone:
-        raise OptionError(
-            f"The row {name} of the effect must be ablate() of that neuron alone, and it is "
-            f"{'; '.join(done) or 'no intervention'}"
-        )
+    if matrix.provenance:
+        done = matrix.provenance.get("interventions", {}).get(name)
+        alone = [f"{hook}: {fn!r}" for hook, fn in ablate(neuron_set(model, [neuron]))]
+        if done is None or list(done) != alone:
+            said = "not recorded" if done is None else "; ".join(done) or "no intervention"
+            raise OptionError(
+                f"The row {name} of the effect must be ablate() of that neuron alone, and it is "
+                f"{said}: measure {{{name!r}: ablate(neuron_set(model, [{name!r}]))}}"
+            )
     row = matrix.interventions.index(name)
     delta, ci = matrix.delta_nll[row].tolist(), matrix.ci[row].tolist()
     control = matrix.control[row].tolist() if matrix.n_controls else [math.nan] * len(delta)
     ends = matrix.control_ci[row].tolist() if matrix.n_controls else [[math.nan] * 2] * len(delta)
     found = []
     for place, lang in enumerate(matrix.languages):
-        (low, high), (control_low, control_high) = ci[place], ends[place]
+        documents = matrix.documents[lang]
+        # One document drawn again and again is always the same one, which says nothing of others.
+        alone_there = int((documents.n_tokens > 0).sum()) < 2
+        low, high, control_low, control_high = (
+            None if alone_there else _measured(end) for end in (*ci[place], *ends[place])
+        )
         found.append(
             LanguageEffect(
                 lang,
@@ -83,32 +94,53 @@ def neuron_effect(
                 low,
                 high,
                 _measured(control[place]),
-                _measured(control_low),
-                _measured(control_high),
+                control_low,
+                control_high,
                 0 if math.isnan(control[place]) else matrix.n_controls,
-                int(matrix.documents[lang].n_tokens.sum()),
+                int(documents.n_tokens.sum()),
             )
         )
     return tuple(found)
 
 
 def check_measured_on(model: HookedModel, provenance: Mapping[str, Any], what: str) -> None:
-    """Refuse what says that it was measured on another model and has no sizes to compare.
+    """Refuse what says that it was measured on another model, whatever its size.
 
     Args:
         model: The model.
-        provenance: Of the measurement.
+        provenance: Of the measurement, or of what was chosen by one.
         what: What was measured, for the message.
 
     Raises:
-        ShapeError: It was measured on a model of another name.
+        ShapeError: It was measured on a model of another name, or of other weights.
     """
-    measured = provenance.get("model")
-    if measured is not None and measured != model_name(model):
+    measured = other_model(model, provenance)
+    if measured is not None:
         raise ShapeError(
             f"The {what} of {measured} cannot be shown on a card of {model_name(model)}: measure "
             "on the model that the neuron is of"
         )
+
+
+def other_model(model: HookedModel, provenance: Mapping[str, Any]) -> str | None:
+    """Name the model that something was measured on, if it is another one.
+
+    Args:
+        model: The model.
+        provenance: Of the measurement, or of what was chosen by one.
+
+    Returns:
+        The other model; None if it is this one, or none is recorded.
+    """
+    # What a detector returns remembers the statistic that it decided by.
+    record = provenance if "model" in provenance else provenance.get("statistic")
+    if not isinstance(record, Mapping) or "model" not in record:
+        return None
+    measured, weights = str(record["model"]), record.get("weights")
+    if measured != model_name(model):
+        return measured
+    same = weights is None or weights == weights_digest(model)
+    return None if same else f"{measured} with other weights"
 
 
 def _measured(value: float) -> float | None:

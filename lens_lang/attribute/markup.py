@@ -15,6 +15,7 @@ from lens_lang.attribute.promotion import Item
 from lens_lang.contexts import Context
 from lens_lang.errors import LanguageError
 from lens_lang.languages import language_tag
+from lens_lang.signs import Sign, share_positive, usual_sign
 
 SHOWN_CONTEXTS = 3
 """Documents a language that the HTML shows; the card has all of them."""
@@ -80,6 +81,51 @@ def change_text(value: float | None, low: float | None, high: float | None) -> s
     return f"{value:+.4f}" + ("" if low is None or high is None else f" [{low:+.4f}, {high:+.4f}]")
 
 
+def sign_of(counts: Mapping[str, tuple[int, int]], gated: bool) -> Sign:
+    """Say which sign a neuron's activation has where the neuron fires.
+
+    Args:
+        counts: By language at how many firing tokens it is above 0, and how many there are.
+        gated: Whether it is a product; what a plain neuron's activation function gives where the
+            neuron fires is above 0.
+    """
+    return usual_sign(counts) if gated else "positive"
+
+
+def sign_text(counts: Mapping[str, tuple[int, int]], gated: bool) -> str:
+    """Say which of its two lists a neuron promotes where it fires, as far as that was measured.
+
+    Args:
+        counts: By language at how many firing tokens it is above 0, and how many there are; empty
+            where nobody counted.
+        gated: Whether its activation is a product.
+
+    Examples:
+        >>> sign_text({"fr": (1, 40)}, True)
+        'where it fires, its activation is negative (at 98 % of 40 tokens): the second list holds'
+        >>> sign_text({}, True)
+        "a gated neuron's activation can have either sign; not measured"
+    """
+    if not gated:
+        return "where it fires, a plain neuron's activation is positive: the first list holds"
+    if not counts:
+        return "a gated neuron's activation can have either sign; not measured"
+    share, fires = share_positive(counts), sum(each for _, each in counts.values())
+    if share is None:
+        return "a gated neuron's activation can have either sign, and it fired at no token read"
+    sign = usual_sign(counts)
+    if sign == "either":
+        return (
+            f"where it fires, its activation has either sign (positive at {100 * share:.0f} % of "
+            f"{fires:,} tokens): now the one list holds, now the other"
+        )
+    most, which = (share, "first") if sign == "positive" else (1 - share, "second")
+    return (
+        f"where it fires, its activation is {sign} (at {100 * most:.0f} % of {fires:,} tokens): "
+        f"the {which} list holds"
+    )
+
+
 def heading_html(name: str, model: str, missing: Sequence[str]) -> str:
     """Write which neuron this is, and what was not measured of it.
 
@@ -95,26 +141,38 @@ def heading_html(name: str, model: str, missing: Sequence[str]) -> str:
 
 
 def items_html(
-    promoted: Sequence[Item], suppressed: Sequence[Item], languages: Mapping[str, float]
+    promoted: Sequence[Item],
+    suppressed: Sequence[Item],
+    said: str,
+    *,
+    languages: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """Write what a neuron makes likelier and less likely.
+    """Write what a neuron makes likelier at either sign of its activation.
 
     Args:
         promoted: Items, most of all first.
         suppressed: The same at the other end.
-        languages: Share of each language among those promoted.
+        said: Which of the two holds where it fires.
+        languages: Share of each language, by which of the two it is of.
     """
-    shares = [(lang, x) for lang, x in sorted(languages.items(), key=_by_value) if x > 0]
     lines = [
-        ("Promotes", _items(promoted)),
-        ("Suppresses", _items(suppressed)),
-        ("Languages of what it promotes", _shares(shares)),
+        ("Promotes where its activation is positive", _items(promoted)),
+        ("Promotes where its activation is negative", _items(suppressed)),
     ]
-    return "".join(f"<p>{what}: {said}</p>" for what, said in lines)
+    for which, shares in languages.items():
+        found = [(lang, x) for lang, x in sorted(shares.items(), key=_by_value) if x > 0]
+        lines.append((f"Languages of the {which} list", _shares(found)))
+    shown = [f"<p>{what}: {each}</p>" for what, each in lines]
+    return "".join([*shown[:2], f"<p>{escape(said[:1].upper() + said[1:])}.</p>", *shown[2:]])
 
 
 def languages_html(
-    firing: Mapping[str, float], around: Neighbourhood, effect: Sequence[LanguageEffect]
+    firing: Mapping[str, float],
+    around: Neighbourhood,
+    effect: Sequence[LanguageEffect],
+    *,
+    tokens: Mapping[str, int],
+    signs: Mapping[str, tuple[int, int]],
 ) -> str:
     """Write a table of what is known language by language; "" where nothing is.
 
@@ -122,10 +180,20 @@ def languages_html(
         firing: Share of tokens at which the neuron fires.
         around: Its neighbourhood.
         effect: What each language loses without it.
+        tokens: Of how many tokens `firing` is the share, where that is known.
+        signs: At how many firing tokens its activation is above 0, and how many there are.
     """
     columns: dict[str, dict[str, str]] = {}
     if firing:
-        columns["fires on"] = {lang: f"{100 * x:.2f} %" for lang, x in firing.items()}
+        columns["fires on"] = {
+            lang: f"{100 * x:.2f} %" + (f" of {tokens[lang]:,} tokens" if lang in tokens else "")
+            for lang, x in firing.items()
+        }
+    if signs:
+        columns["activation above 0 where it fires"] = {
+            lang: f"{100 * above / fires:.0f} % of {fires:,} tokens" if fires else ""
+            for lang, (above, fires) in signs.items()
+        }
     if around.per_layer:
         columns[f"neurons in layer {around.layer}"] = {
             lang: str(counts[around.layer]) for lang, counts in around.per_layer.items()
@@ -150,7 +218,8 @@ def languages_html(
     ]
     found = escape(visible(around.method or "as given"))
     note = f"<p>\u2713 it is a neuron of this language ({found})</p>"
-    return _table(["language", *columns], rows) + (note if around.languages else "")
+    table = _table("Language by language", ["language", *columns], rows)
+    return table + (note if around.languages else "")
 
 
 def neighbourhood_html(around: Neighbourhood) -> str:
@@ -166,9 +235,10 @@ def neighbourhood_html(around: Neighbourhood) -> str:
     layers = range(len(next(iter(around.per_layer.values()))))
     heads = ["language", *(f"{n} \u25c0" if n == around.layer else str(n) for n in layers)]
     rows = [[lang, *(str(n) if n else "" for n in each)] for lang, each in around.per_layer.items()]
+    table = _table("Neurons of each language by layer", heads, rows)
     return (
         f"{said}<details><summary>Neurons of each language by layer, of {around.width} in each; "
-        f"\u25c0 marks this neuron's layer</summary>{_table(heads, rows)}</details>"
+        f"\u25c0 marks this neuron's layer</summary>{table}</details>"
     )
 
 
@@ -188,7 +258,7 @@ def contexts_html(contexts: Mapping[str, Sequence[Context]], site: str) -> str:
             continue
         lines = "".join(_context(each, strongest) for each in some[:SHOWN_CONTEXTS])
         more = len(some) - SHOWN_CONTEXTS
-        rest = f"<p>and {more} more documents, on the card itself</p>" if more > 0 else ""
+        rest = f"<p>{more} more in card.contexts</p>" if more > 0 else ""
         opened = " open" if len(parts) < 2 else ""
         parts.append(
             f"<details{opened}><summary>{escape(visible(lang))}: peak {_peak(some):.3g}</summary>"
@@ -219,7 +289,7 @@ def colour_style(value: float, strongest: float) -> str:
 
     Examples:
         >>> colour_style(2.0, 4.0), colour_style(-4.0, 4.0), colour_style(0.01, 4.0)
-        ('background:rgba(230,159,0,0.25)', 'background:rgba(86,180,233,0.50)', '')
+        ('background:rgba(86,180,233,0.25)', 'background:rgba(230,159,0,0.50)', '')
     """
     share = min(1.0, abs(value) / strongest) if strongest > 0 else 0.0
     if share < _FAINT:
@@ -275,7 +345,8 @@ def _peak(some: Sequence[Context]) -> float:
     return max((each.peak for each in some), default=float("-inf"))
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(name: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that scrolls sideways, for the keyboard too: it can be reached and has a name."""
     cell = "padding:.2em .6em;text-align:left;white-space:nowrap"
     head = "".join(
         f'<th scope="col" style="{cell};white-space:normal">{escape(visible(each))}</th>'
@@ -288,7 +359,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     return (
-        '<div style="overflow-x:auto"><table style="border-collapse:collapse;'
-        'font-variant-numeric:tabular-nums">'
+        f'<div tabindex="0" role="group" aria-label="{escape(name)}" style="overflow-x:auto">'
+        '<table style="border-collapse:collapse;font-variant-numeric:tabular-nums">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )

@@ -68,7 +68,8 @@ def neighbourhoods(
     Raises:
         SiteError: `neurons` are of attention only.
     """
-    unit = each.vectors / each.lengths.clamp(min=1e-20)[:, None]
+    vectors = each.vectors  # widened once: a layer can be large
+    unit = vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-20)
     cosines = (unit[list(indices)] @ unit.T).cpu()
     cosines[torch.arange(len(indices)), list(indices)] = -torch.inf
     # stable: of equal ones the lower index stands first

@@ -4,6 +4,7 @@ What a neuron writes is read as a prediction by itself, through the final norm's
 unembedding.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,17 +40,19 @@ class Item:
 
 @dataclass(frozen=True)
 class Promotion:
-    """The ends of the vocabulary as one neuron orders it.
+    """The ends of the vocabulary as one neuron orders it where its activation is positive.
 
     Attributes:
         promoted: The items it makes likelier, most of all first.
         suppressed: The items it makes less likely, most of all first.
         languages: Of the items promoted, the share of each language and of *other*.
+        suppressed_languages: The same of the items suppressed.
     """
 
     promoted: tuple[Item, ...]
     suppressed: tuple[Item, ...]
     languages: dict[str, float]
+    suppressed_languages: dict[str, float]
 
 
 def promotions(
@@ -65,7 +68,8 @@ def promotions(
         model: The model.
         vectors: What each neuron writes, the gain of a norm behind the MLP included.
         vocabulary: Which language each item belongs to.
-        top_k: Items to keep at either end.
+        top_k: Items to keep at either end; fewer where the vocabulary has not twice as many that
+            text can spell.
 
     Returns:
         One for each neuron.
@@ -81,6 +85,8 @@ def promotions(
     spelled = spell_vocabulary(model)
     # What no text spells (padding rows, special tokens) would win by its odd vector.
     silent = torch.tensor([not piece for piece in spelled] + [True] * (d_vocab - len(spelled)))
+    # No item stands at both ends, and none that is silent at either.
+    top_k = min(top_k, int((~silent).sum()) // 2)
     found = []
     for some in torch.split(vectors, max(1, CHUNK_LOGITS // d_vocab)):
         scores = _scores(model, some)
@@ -104,10 +110,17 @@ def promotions(
                 ]
             )
         for promoted, suppressed in zip(*ends, strict=True):
-            mean = vocabulary.share[[item.token for item in promoted]].mean(0).tolist()
-            languages = dict(zip(vocabulary.labels, mean, strict=True))
-            found.append(Promotion(promoted, suppressed, languages))
+            languages = [_languages(vocabulary, items) for items in (promoted, suppressed)]
+            found.append(Promotion(promoted, suppressed, *languages))
     return found
+
+
+def _languages(vocabulary: VocabularyLanguages, items: Sequence[Item]) -> dict[str, float]:
+    """Of some items, the share of each language and of *other*."""
+    if not items:
+        return {}
+    mean = vocabulary.share[[item.token for item in items]].mean(0).tolist()
+    return dict(zip(vocabulary.labels, mean, strict=True))
 
 
 def _scores(

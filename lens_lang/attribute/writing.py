@@ -65,6 +65,11 @@ class Writing:
         vectors = widened(self.matrix)
         return vectors if self.gain is None else vectors * self.gain
 
+    def rows(self, indices: Sequence[int]) -> Float[Tensor, "chosen d_model"]:
+        """Return what some neurons add at activation 1; only their rows are widened."""
+        rows = widened(self.matrix[list(indices)])
+        return rows if self.gain is None else rows * self.gain
+
     @cached_property
     def lengths(self) -> Float[Tensor, "neuron"]:
         """Length of every vector."""

@@ -1,7 +1,6 @@
 """The command that shows what is known of single neurons: ``card``."""
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +19,7 @@ from lens_lang.cli.options import (
     vocabulary_of,
 )
 from lens_lang.cli.printing import print_line, say
-from lens_lang.errors import OptionError
+from lens_lang.errors import OptionError, ShapeError
 
 if TYPE_CHECKING:
     from lens_lang.corpora import Corpora
@@ -63,15 +62,17 @@ def card(
     Without --run-dir the sample text is counted first, and nothing is kept.
     """
     from lens_lang.attribute.cards import NeuronCards, neuron_cards
+    from lens_lang.attribute.effect import other_model
     from lens_lang.collection import collect
     from lens_lang.contexts import TopContexts
     from lens_lang.detect.lape import lape
     from lens_lang.models import load_model
-    from lens_lang.neurons import neuron_set
+    from lens_lang.neurons import neuron_place, neuron_set
+    from lens_lang.signs import FiringSign
     from lens_lang.stats import ActivationFrequency
 
     # Before the model: a typo should cost no minute.
-    places, files = _places(which), text_files(text)
+    places, files = list(dict.fromkeys(map(neuron_place, which))), text_files(text)
     if controls < 0:
         raise OptionError(f"--controls must be at least 0, got {controls}")
     kept = None if run_dir is None else run_dir / _FILE
@@ -79,6 +80,12 @@ def card(
     frequency, found = _counted(run_dir, neurons)
     loaded = load_model(model, device=device)
     chosen = neuron_set(loaded, places)
+    _check_model(loaded, frequency, found)
+    other = None if earlier is None else other_model(loaded, earlier.provenance)
+    if other is not None:
+        raise ShapeError(
+            f"{kept} holds cards of {other}, and {model} is another model: give its own --run-dir"
+        )
     train, held_out = _corpora(loaded, files, text_column)
     train = train if tokens is None else train.truncate(tokens=tokens)
     if frequency is None:
@@ -87,7 +94,7 @@ def card(
         found = lape(frequency) if run_dir is None else found
     elif _other_text(frequency, train):
         say("Contexts come from other text, or other rows, than the folder's frequency; see --text")
-    contexts = collect(loaded, train, TopContexts(chosen))
+    contexts, signs = collect(loaded, train, TopContexts(chosen), FiringSign(chosen))
     cards = neuron_cards(
         loaded,
         places,
@@ -95,6 +102,7 @@ def card(
         frequency=frequency,
         neurons=found,
         contexts=contexts,
+        signs=signs,
         effect=_effect(loaded, held_out.truncate(tokens=tokens or 320), places, controls)
         if effect
         else None,
@@ -107,17 +115,6 @@ def card(
         return
     for each in cards:
         print_line(str(each))
-
-
-def _places(which: list[str]) -> list[tuple[int, int]]:
-    """LAYER.INDEX as two numbers each."""
-    places = []
-    for each in which:
-        found = re.fullmatch("([0-9]+)[.]([0-9]+)", each)
-        if found is None:
-            raise OptionError(f"A neuron is LAYER.INDEX, such as 12.1542, got {each!r}")
-        places.append((int(found[1]), int(found[2])))
-    return list(dict.fromkeys(places))
 
 
 def _counted(
@@ -139,6 +136,17 @@ def _counted(
         Frequency.load(counted) if counted.exists() else None,
         LanguageNeurons.load(sets) if sets.exists() else None,
     )
+
+
+def _check_model(
+    model: Any, frequency: "Frequency | None", neurons: "LanguageNeurons | None"
+) -> None:
+    """Refuse a run folder of another model, before anything is collected."""
+    from lens_lang.attribute.effect import check_measured_on
+
+    for what, result in (("frequencies", frequency), ("neurons", neurons)):
+        if result is not None:
+            check_measured_on(model, result.provenance, what)
 
 
 def _corpora(

@@ -79,7 +79,14 @@ def perplexity(
 
     found, files = LanguageNeurons.load(run_dir / f"{neurons}.safetensors"), text_files(text)
     loaded = load_model(model, device=device)
-    held_out = corpora_of(loaded, files, 512, tokens, text_column, part=1)
+    held_out = corpora_of(
+        loaded, files, 512, tokens, text_column, part=1, languages=found.languages
+    )
+    whose = "the text named" if files else "the last fifth of the packaged text (--text: your own)"
+    say(
+        f"Judging on {sum(held_out.n_tokens.values()):,} tokens of {whose}: "
+        f"{', '.join(held_out.languages)}"
+    )
     matrix = perplexity_matrix(
         loaded,
         held_out,

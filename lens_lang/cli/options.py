@@ -9,6 +9,8 @@ from lens_lang.cli.printing import say
 from lens_lang.errors import OptionError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lens_lang.corpora import Corpora
     from lens_lang.parallel import ParallelCorpora
     from lens_lang.questions import Question
@@ -90,12 +92,21 @@ def corpora_of(
     tokens: int | None,
     text_column: str,
     part: int = 0,
+    *,
+    languages: "Sequence[str] | None" = None,
 ) -> "Corpora":
     """The text named on the command line, or a part of the sample: 0 to search, 1 to judge."""
-    from lens_lang.corpora import Corpora
+    from lens_lang.corpora import Corpora, sample_sentences
 
     if not files:
-        sample = Corpora.sample(model, ctx_len=ctx_len).split(0.8, seed=0)[part]
+        known = list(sample_sentences())
+        wanted = known if languages is None else [lang for lang in known if lang in languages]
+        if not wanted:
+            raise OptionError(
+                f"The packaged text has none of {', '.join(languages or ())}: name your own with "
+                "--text LANGUAGE=FILE"
+            )
+        sample = Corpora.sample(model, ctx_len=ctx_len, languages=wanted).split(0.8, seed=0)[part]
         return sample if tokens is None else sample.truncate(tokens=tokens)
     # Text to judge on is read document by document, however short.
     return Corpora.from_files(

@@ -36,7 +36,9 @@ def print_rows(rows: list[dict[Any, Any]], as_json: bool, title: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title) if title else None, title_justify="left")
+    if title:  # by itself, because a table's own is cut to its width
+        print_line(title)
+    table = Table()
     for column in rows[0]:
         numeric = isinstance(rows[0][column], int | float)
         table.add_column(str(column), justify="right" if numeric else "left")

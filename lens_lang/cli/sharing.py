@@ -152,13 +152,13 @@ def _shown(row: dict[Any, Any]) -> dict[str, Any]:
 
 def _show_cards(model: Any, examples: Any, count: int) -> None:
     """Cards of the neurons that contribute most, on average over the examples."""
-    from lens_lang.attribute.cards import neuron_card
+    from lens_lang.attribute.cards import neuron_cards
     from lens_lang.attribute.scores import contribution
     from lens_lang.corpora import Corpora
 
     first = examples.select(range(min(len(examples), 16)))
     mean = contribution(model, first).values.mean(0)
     vocabulary = vocabulary_of(model, Corpora.sample(model))
-    for place in mean.flatten().topk(min(count, mean.numel())).indices.tolist():
-        layer, index = divmod(place, mean.shape[1])
-        say(str(neuron_card(model, (layer, index), vocabulary)))
+    best = mean.flatten().topk(min(count, mean.numel())).indices.tolist()
+    for each in neuron_cards(model, [divmod(place, mean.shape[1]) for place in best], vocabulary):
+        say(str(each))

@@ -16,7 +16,7 @@ from torch import Tensor
 from lens_lang.errors import OptionError
 from lens_lang.neurons import LanguageNeurons, NeuronSet
 from lens_lang.sites import Site, switch_site
-from lens_lang.stats import Frequency
+from lens_lang.stats import Frequency, check_result
 from lens_lang.storage import versions
 
 
@@ -146,6 +146,7 @@ def lape(
         >>> lape(freq, top=0.5, filter_quantile=0.5, bar_quantile=0.5)
         LanguageNeurons(lape: en 1, fr 1; 2 distinct)
     """
+    check_result(freq, Frequency, taken_by="lape")
     if variant is None:
         variant = RELEASED if compat else LapeVariant()
     probability = freq.probability

@@ -120,7 +120,7 @@ def generation_matrix(
         batch_size: Questions at once.
         run_dir: Folder that keeps every run of a language as soon as it is done, so that the
             same call goes on after an interruption.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
 
     Returns:
         All answers, and the languages they are in.

@@ -105,7 +105,7 @@ def mwork(
             `SETTINGS`. Without attention neurons, A is left out.
         options: Controls, length of answers, batch size, seed.
         run_dir: Folder that keeps every run as soon as it is done; the same call goes on.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
 
     Returns:
         Scores of every item; `MWork.to_frame` is the paper's table. Where a language has no

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lens_lang.batches import TokenBatch
 from lens_lang.collection import weights_digest
@@ -31,6 +30,7 @@ from lens_lang.patterns import (
     last_tokens,
     one_level,
 )
+from lens_lang.progress import progress_bar
 from lens_lang.rows import ablate_rows
 from lens_lang.run_folder import spec_options
 from lens_lang.sites import (
@@ -91,7 +91,7 @@ def category_effect(
         fwd_hooks: Interventions under which to measure all of it.
         batch_size: Examples per forward pass, each in all its languages.
         seed: Of the random sets.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
 
     Returns:
         Log-probabilities and judgements of every example, language and kind. An open question is
@@ -122,14 +122,10 @@ def category_effect(
     scores = torch.zeros(shape, dtype=torch.float64)
     right = torch.zeros(shape, dtype=torch.bool)
     members = []
-    batches = tqdm(
-        examples.batches(batch_size),
-        total=examples.n_batches(batch_size),
-        unit="batch",
-        desc="category_effect",
-        disable=None if progress else True,
+    bar = progress_bar(
+        progress, total=examples.n_batches(batch_size), unit="batch", label="category_effect"
     )
-    for batch in batches:
+    for batch in examples.batches(batch_size):
         numbers = batch.documents[:: shape[2]]
         places = [n * shape[2] + lang for n in numbers.tolist() for lang in range(shape[2])]
         kinds, resid = passes.kinds(batch)
@@ -147,6 +143,8 @@ def category_effect(
             found, hits = judge.scores(model, resid, places)
             scores[case, numbers] = found.view(-1, shape[2])
             right[case, numbers] = hits.view(-1, shape[2])
+        bar.update()
+    bar.close()
     counted = torch.cat(members)
     n_kinds = len(CATEGORIES)
     drawn = (n_kinds, controls, *shape[1:])

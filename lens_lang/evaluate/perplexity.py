@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lens_lang.corpora import Corpora, check_fits
 from lens_lang.errors import OptionError, StorageError
@@ -30,6 +29,7 @@ from lens_lang.evaluate.significance import (
 from lens_lang.intervene import matched_control
 from lens_lang.languages import find_language
 from lens_lang.positions import check_everywhere
+from lens_lang.progress import progress_bar
 from lens_lang.sites import FwdHooks, HookedModel, check_hooks, check_supported, model_name
 from lens_lang.storage import read_tensors, versions, write_tensors
 
@@ -402,7 +402,7 @@ def perplexity_matrix(
             ``"own"`` where it is named after one: as many times faster as there are languages.
         seed: Of the controls' random neurons.
         batch_size: Documents per forward pass.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
 
     Returns:
         The matrix, with every document's NLL.
@@ -417,12 +417,17 @@ def perplexity_matrix(
         raise OptionError(f"controls must be at least 0, got {controls}")
     if control_on not in ("all", "own"):
         raise OptionError(f"control_on must be all or own, got {control_on!r}")
-    check_supported(model)
-    corpora = corpora.laid_out(pack=False)
-    check_fits(corpora, model.cfg)
+    if not isinstance(interventions, Mapping):
+        raise OptionError(
+            "interventions are hooks by name, such as {lang: ablate(some) for lang, some in "
+            f"neurons.items()}}, got {type(interventions).__name__}"
+        )
     for hooks in interventions.values():
         check_hooks(model, hooks)
         check_everywhere(hooks)
+    check_supported(model)
+    corpora = corpora.laid_out(pack=False)
+    check_fits(corpora, model.cfg)
     generator = torch.Generator().manual_seed(seed)
     drawn = {
         name: [matched_control(hooks, generator=generator) for _ in range(controls)]
@@ -435,14 +440,9 @@ def perplexity_matrix(
             own = _same_language(name, lang, corpora.languages)
             runs += [hooks if own or control_on == "all" else None for hooks in control_hooks]
         plan[lang] = runs
-    bar = tqdm(
-        total=sum(len(_distinct(runs)) for runs in plan.values()),
-        unit="run",
-        desc="perplexity",
-        disable=None if progress else True,
-    )
+    total = sum(len(_distinct(runs)) for runs in plan.values())
     documents = {}
-    with bar:
+    with progress_bar(progress, total=total, unit="run", label="perplexity") as bar:
         for lang, runs in plan.items():
             bar.set_postfix_str(lang, refresh=False)
             documents[lang] = nll_of_runs(

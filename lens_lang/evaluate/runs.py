@@ -3,13 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from tqdm.auto import tqdm
-
 from lens_lang.errors import LanguageError, OptionError
 from lens_lang.evaluate.task_scores import WITHOUT
 from lens_lang.intervene import matched_control
-from lens_lang.languages import find_language, language_tag
+from lens_lang.languages import distinct_languages, find_language, language_tag
 from lens_lang.parts import fingerprint, seeded
+from lens_lang.progress import progress_bar
 from lens_lang.readout import check_before_readout
 from lens_lang.sites import FwdHooks, HookedModel, check_hooks
 
@@ -51,6 +50,10 @@ def plan_runs(
     """
     if controls < 0:
         raise OptionError(f"controls must be at least 0, got {controls}")
+    if not isinstance(interventions, Mapping):
+        raise OptionError(
+            f"interventions are hooks by name, {{name: hooks}}, got {type(interventions).__name__}"
+        )
     if WITHOUT in interventions:
         raise OptionError(f"No intervention can be called {WITHOUT!r}: that is the run without any")
     plan: list[dict[str, FwdHooks]] = [dict.fromkeys(languages, ())]
@@ -86,12 +89,12 @@ def measure_runs(
     Args:
         plan: What `plan_runs` returned.
         measure: Makes the measurement of a language under hooks.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
         label: What the bar is called.
     """
     total = sum(bool(hooks) or run == 0 for run, row in enumerate(plan) for hooks in row.values())
     done: list[dict[str, T]] = []
-    with tqdm(total=total, unit="run", desc=label, disable=None if progress else True) as bar:
+    with progress_bar(progress, total=total, unit="run", label=label) as bar:
         for row in plan:
             done.append({})
             for lang, hooks in row.items():
@@ -109,11 +112,11 @@ def _by_language(
 ) -> dict[str, FwdHooks]:
     if not isinstance(hooks, Mapping):
         return dict.fromkeys(languages, hooks)
-    found = {
-        languages[find_language(lang, languages)]: each
-        for lang, each in hooks.items()
-        if language_tag(lang) in languages
-    }
+    named = {lang: each for lang, each in hooks.items() if language_tag(lang) in languages}
+    tags = [languages[find_language(lang, languages)] for lang in named]
+    if tags:
+        distinct_languages(tags)
+    found = dict(zip(tags, named.values(), strict=True))
     if not found:
         raise LanguageError(
             f"{who} has hooks for {', '.join(hooks) or 'no language'}, and {measured} in "

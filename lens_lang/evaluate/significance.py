@@ -153,6 +153,22 @@ def sign_flip_test(
     return torch.where(unknown, math.nan, p).reshape(many)
 
 
+def least_p(count: int, *, resamples: int = 9999) -> float:
+    """Return the smallest p that `sign_flip_test` can give for so many differences.
+
+    Args:
+        count: Number of differences, all of one sign.
+        resamples: As there.
+
+    Examples:
+        >>> least_p(6), least_p(1000)
+        (0.03125, 0.0001)
+    """
+    if count < 63 and 2**count <= resamples + 1:
+        return min(1.0, 2 / 2**count)
+    return 1 / (resamples + 1)
+
+
 def holm(p: Float[Tensor, "test"]) -> Float[Tensor, "test"]:
     """Return p-values corrected for their number, by the method of Holm (1979).
 

@@ -73,7 +73,7 @@ def task_matrix(
         options: Controls, length of answers, batch size, seed.
         run_dir: Folder that keeps every run of a language as soon as it is done, so that the
             same call goes on after an interruption.
-        progress: Show a bar on stderr when that is a terminal.
+        progress: Show a bar on stderr, in a terminal or a notebook.
 
     Returns:
         Every item's scores in every run.

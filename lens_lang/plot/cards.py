@@ -7,12 +7,19 @@ from lens_lang.attribute.card import NeuronCard
 from lens_lang.attribute.markup import change_text, visible
 from lens_lang.attribute.promotion import Item
 from lens_lang.plot.style import AXIS, NO_LANGUAGE, colour_of, figure_class, set_style
+from lens_lang.signs import Sign
 from lens_lang.vocabulary import OTHER
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _FIRING, _LAYERS, _EFFECT, _ITEMS = (1, 1), (1, 2), (2, 1), (2, 2)
+_SIGNS: dict[Sign, str] = {
+    "positive": "where it fires it is above 0",
+    "negative": "where it fires it is below 0",
+    "either": "where it fires it is now above 0, now below",
+    "unknown": "its sign where it fires is not known",
+}
 _LONGEST = 16
 """Letters of a vocabulary item that fit beside its bar."""
 
@@ -27,7 +34,8 @@ def neuron_card(card: NeuronCard) -> "go.Figure":
         Four panels: on which share of each language's tokens the neuron fires; how many neurons
         each language has in each layer, with the neuron's layer framed; what each language loses
         without the neuron, with 95 % intervals, beside random neurons of its layer; and the
-        vocabulary items that it promotes and suppresses. A panel says where nothing was measured.
+        vocabulary items that it promotes where its activation is positive, to the right, and where
+        it is negative, to the left. A panel says where nothing was measured.
     """
     figure_class()
     from plotly.subplots import make_subplots
@@ -41,7 +49,7 @@ def neuron_card(card: NeuronCard) -> "go.Figure":
             "Tokens at which it fires (%)",
             f"Neurons per layer; framed: layer {card.layer}",
             "Change of NLL without it (nats per token)",
-            "What it promotes and suppresses",
+            f"Promotes; right: activation above 0, left: below<br>{_SIGNS[card.sign]}",
         ],
         vertical_spacing=0.16,
         horizontal_spacing=0.17,
@@ -71,7 +79,11 @@ def _draw_firing(figure: "go.Figure", card: NeuronCard) -> None:
         x=[_plain(lang) for lang in card.firing],
         y=values,
         marker_color=[_colour(card, lang) for lang in card.firing],
-        hovertemplate="%{x}: fires at %{y:.2f} % of tokens<extra></extra>",
+        customdata=[
+            f"{card.firing_tokens[lang]:,} tokens" if lang in card.firing_tokens else "tokens"
+            for lang in card.firing
+        ],
+        hovertemplate="%{x}: fires at %{y:.2f} % of %{customdata}<extra></extra>",
         name="firing",
         showlegend=False,
         row=row,
@@ -126,8 +138,8 @@ def _draw_effect(figure: "go.Figure", card: NeuronCard, drawn: int) -> None:
         x=[place - 0.16 for place in places],
         y=[each.delta_nll for each in card.effect],
         error_y={
-            "array": [each.ci_high - each.delta_nll for each in card.effect],
-            "arrayminus": [each.delta_nll - each.ci_low for each in card.effect],
+            "array": [_reach(each.ci_high, each.delta_nll) for each in card.effect],
+            "arrayminus": [_reach(each.delta_nll, each.ci_low) for each in card.effect],
             "color": NO_LANGUAGE,
             "thickness": 1.5,
         },

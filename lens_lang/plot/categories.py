@@ -121,7 +121,7 @@ def category_contributions(
         shown,
         list(_LABELS),
         [str(layer) for layer in range(values.shape[1])],
-        text=[[f"{x:.3g}" for x in row] for row in shown.tolist()],
+        text=[[_short(x, statistic) for x in row] for row in shown.tolist()],
         hover="%{customdata}<extra></extra>",
         title=f"What the neurons of each kind contribute ({unit}{whose})",
     )
@@ -148,6 +148,13 @@ def category_contributions(
     figure.update_xaxes(title="layer")
     figure.update_layout(margin={"l": 110})
     return figure
+
+
+def _short(value: float, statistic: str) -> str:
+    """A share in % to one place, or another statistic to three figures."""
+    if statistic != "top":
+        return f"{value:.3g}"
+    return "<0.1" if 0 < value < 0.05 else f"{value:.1f}"
 
 
 def category_effect(effect: CategoryEffect) -> "go.Figure":

@@ -14,6 +14,7 @@ from lens_lang.plot.style import (
     AXIS,
     COLOURS,
     NO_LANGUAGE,
+    add_note,
     colour_of,
     figure_class,
     heat_map,
@@ -173,7 +174,9 @@ def steering_curve(matrix: GenerationMatrix) -> "go.Figure":
         raise OptionError("No intervention here steers into a language: see lens_lang.steerings")
     table = table.assign(calm=[_calm(matrix, name) for name in table["intervention"]])
     methods = list(dict.fromkeys(table["method"]))
-    if table["target"].nunique() > _MOST_TARGETS:
+    number_of_targets = table["target"].nunique()
+    pooled = number_of_targets > _MOST_TARGETS
+    if pooled:
         table = _over_targets(table)
     table = table.assign(note=[_note(row) for row in table.to_dict("records")])
     targets = list(dict.fromkeys(table["target"]))
@@ -195,6 +198,14 @@ def steering_curve(matrix: GenerationMatrix) -> "go.Figure":
     width = max(column for (_, column), _ in places)
     for _, (row, column) in places[-width:]:  # the lowest of each column
         figure.update_xaxes(title="strength" if dose else "method", row=row, col=column)
+    add_note(
+        figure,
+        f"Each mark is the mean over {number_of_targets} target languages; its 95 % interval is "
+        "over these languages and says how alike they are. The intervals of single languages are "
+        "over questions, and are wider."
+        if pooled
+        else "Intervals are 95 %, over questions.",
+    )
     _add_legend(figure, methods, with_controls=bool(table["control"].notna().any()))
     if dose:
         strengths = sorted(set(table["strength"]))

@@ -12,6 +12,8 @@ from lens_lang.latent import LatentLanguages
 from lens_lang.lens import LensTable
 from lens_lang.plot.style import (
     NO_LANGUAGE,
+    SPOKEN,
+    add_note,
     colour_of,
     finish_panels,
     heat_map,
@@ -47,7 +49,7 @@ def language_curve(curve: LanguageCurve) -> "go.Figure":
         for column, label in enumerate(curve.labels):
             line_with_band(
                 figure,
-                label,
+                SPOKEN.get(label, label),
                 mean[group, :, column],
                 ci[group, :, column],
                 colour=colour_of(column, label),
@@ -78,7 +80,7 @@ def layer_languages(curve: LanguageCurve, *, prompts: str | None = None) -> "go.
     values = curve.mean[group].T
     figure = heat_map(
         values,
-        list(curve.labels),
+        [SPOKEN.get(label, label) for label in curve.labels],
         [str(layer) for layer in range(values.shape[1])],
         text=[[f"{100 * x:.0f}" if abs(x) >= 0.05 else "" for x in row] for row in values.tolist()],
         hover="%{y}, layer %{x}: %{z:.3f}<extra></extra>",
@@ -87,6 +89,8 @@ def layer_languages(curve: LanguageCurve, *, prompts: str | None = None) -> "go.
     )
     named = float(values[:-1].abs().max()) if len(values) > 1 else 1.0
     figure.update_traces(showscale=False, zmax=named or 1.0)
+    if float(values.abs().max()) > named > 0:
+        add_note(figure, f"Colours stop at {100 * named:.0f} %, the most of any named language.")
     if curve.is_difference:
         figure.update_traces(colorscale="RdBu_r", zmin=-(named or 1.0))
     else:

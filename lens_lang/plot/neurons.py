@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from lens_lang.neurons import LanguageNeurons
-from lens_lang.plot.style import AXIS, COLOURS, figure_class, heat_map, set_style
+from lens_lang.plot.style import AXIS, COLOURS, add_note, figure_class, heat_map, set_style
 from lens_lang.sites import Site
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ def neurons_per_layer(neurons: LanguageNeurons, *, site: Site | None = None) -> 
         hover="%{y}, layer %{x}: %{text} neurons<extra></extra>",
         title=f"Neurons per layer at {site.name}",
     )
+    # of what is drawn and what is written, a download gives the latter
+    figure.update_layout(meta={"values": "text"})
+    add_note(figure, "Colours are the square root of the count.")
     highest = float(counts.max().sqrt()) or 1.0
     figure.update_traces(colorscale="Blues", showscale=False, zmin=0, zmax=highest)
     figure.update_xaxes(title="layer")

@@ -28,6 +28,8 @@ COLOURS = (
     "#117733",
 )
 NO_LANGUAGE = "#8a8f98"
+SPOKEN = {OTHER: "no language", "others": "other languages"}
+"""What columns of a curve are called in a figure, where "others" and "other" would be mixed up."""
 
 
 def figure_class() -> "type[go.Figure]":
@@ -82,17 +84,22 @@ def set_style(figure: "go.Figure", title: str, height: int) -> None:
     )
 
 
+def add_note(figure: "go.Figure", note: str) -> None:
+    """Keep a sentence with a figure, which the report writes into its caption."""
+    figure.update_layout(meta={**(figure.layout.meta or {}), "note": note})
+
+
 def colour_of(column: int, label: str) -> str:
     """Return the colour of a label by its place; *other* is grey."""
-    return NO_LANGUAGE if label == OTHER else COLOURS[column % len(COLOURS)]
+    return NO_LANGUAGE if label in (OTHER, SPOKEN[OTHER]) else COLOURS[column % len(COLOURS)]
 
 
 def panels(titles: list[str]) -> "tuple[go.Figure, list[tuple[int, int]]]":
-    """A figure with up to three panels a row, and the place of each."""
+    """A figure with up to three panels a row, four in a square, and the place of each."""
     figure_class()
     from plotly.subplots import make_subplots
 
-    columns = min(3, len(titles))
+    columns = beside(len(titles))
     rows = -(-len(titles) // columns)
     figure = make_subplots(
         rows=rows,
@@ -105,16 +112,21 @@ def panels(titles: list[str]) -> "tuple[go.Figure, list[tuple[int, int]]]":
     return figure, [(n // columns + 1, n % columns + 1) for n in range(len(titles))]
 
 
+def beside(count: int) -> int:
+    """How many of so many panels stand in a row."""
+    return 2 if count == 4 else min(3, count)
+
+
 def finish_panels(figure: "go.Figure", title: str, count: int) -> None:
     """Set the style of a figure made by `panels`, with layers along its axes."""
-    rows = -(-count // 3)
-    set_style(figure, title, 180 + 230 * rows)
+    columns = beside(count)
+    set_style(figure, title, 180 + 230 * -(-count // columns))
     below = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"}
     figure.update_layout(legend=below, margin={"t": 90, "b": 90})
     figure.update_annotations(font_size=13)
     figure.update_xaxes(gridcolor=AXIS, zeroline=False)
-    for panel in range(max(0, count - 3), count):  # the lowest of each column
-        figure.update_xaxes(title="layer", row=panel // 3 + 1, col=panel % 3 + 1)
+    for panel in range(max(0, count - columns), count):  # the lowest of each column
+        figure.update_xaxes(title="layer", row=panel // columns + 1, col=panel % columns + 1)
     figure.update_yaxes(gridcolor=AXIS, zerolinecolor=AXIS)
 
 
@@ -149,7 +161,7 @@ def line_with_band(
         y=values.tolist(),
         name=name,
         mode="lines",
-        line={"color": colour, "width": 2, "dash": "dot" if name == OTHER else "solid"},
+        line={"color": colour, "width": 2, "dash": "dot" if name == SPOKEN[OTHER] else "solid"},
         legendgroup=name,
         showlegend=in_legend,
         customdata=[

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from lens_lang.evaluate.story import MWork
 from lens_lang.evaluate.task_scores import TaskMatrix
-from lens_lang.plot.style import AXIS, COLOURS, NO_LANGUAGE, colour_of, finish_panels, panels
+from lens_lang.plot.style import (
+    AXIS,
+    COLOURS,
+    NO_LANGUAGE,
+    beside,
+    colour_of,
+    finish_panels,
+    panels,
+)
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -142,12 +150,24 @@ def mwork(result: MWork, *, metric: str | None = None) -> "go.Figure":
         at = places[number]
         order = list(result.settings[task])
         figure.update_xaxes(categoryorder="array", categoryarray=order, row=at[0], col=at[1])
-        if number >= len(tasks) - 3:
+        if number >= len(tasks) - beside(len(tasks)):
             figure.update_xaxes(title="switched off", row=at[0], col=at[1])
+        figure.update_yaxes(
+            range=_padded([row for row in rows if row["task"] == task]), row=at[0], col=at[1]
+        )
     # Each panel has its own unit.
     figure.update_yaxes(matches=None, showticklabels=True)
     figure.update_yaxes(title="Δ", col=1)
     return figure
+
+
+def _padded(rows: list[_Row]) -> tuple[float, float]:
+    """A panel's range, with 0 in it and space for the marks at its ends."""
+    ends = [0.0, *(row[key] for row in rows for key in ("delta", "delta_low", "delta_high"))]
+    known = [end for end in ends if end == end]
+    low, high = min(known), max(known)
+    space = 0.08 * (high - low) or 0.1
+    return low - space, high + space
 
 
 def _bars(rows: list[_Row], key: str) -> dict[str, Any]:

@@ -1,17 +1,19 @@
 """Views of text: tokens coloured by what neurons do, by what layers say, and where heads look."""
 
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 
 from lens_lang.contexts import NeuronContexts
 from lens_lang.errors import OptionError, ShapeError
 from lens_lang.languages import find_language
 from lens_lang.lens import LensTable
+from lens_lang.neurons import NeuronName, neuron_place
 from lens_lang.plot.views import View
 from lens_lang.token_readings import AttentionPatterns, TokenActivations
 from lens_lang.vocabulary import OTHER
 
 # Both are pale enough at full strength for black text, and told apart by all eyes.
 _HIGH, _LOW = "#5ab4ef", "#f4a261"
+_MOST_NEURONS = 100
 
 
 def token_activations(activations: TokenActivations) -> View:
@@ -75,23 +77,39 @@ def token_activations(activations: TokenActivations) -> View:
     )
 
 
-def top_contexts(contexts: NeuronContexts, *, lang: str | None = None) -> View:
+def top_contexts(
+    contexts: NeuronContexts,
+    *,
+    lang: str | None = None,
+    neurons: Iterable[NeuronName] | None = None,
+) -> View:
     """Show the texts in which neurons are most active, around their peaks.
 
     Args:
         contexts: From `lens_lang.TopContexts`.
         lang: The language; None lets the reader select one.
+        neurons: Which of the neurons, at most 100, such as ``["12.1542"]`` or ``[(12, 1542)]``;
+            None takes all.
 
     Returns:
         A view with a selector for the neuron; the highest peak stands first.
 
     Raises:
         LanguageError: The language was not collected.
+        OptionError: There are more neurons than a page can hold, there is none, or one of them was
+            not collected.
     """
     languages = contexts.languages
     if lang is not None:
         languages = (languages[find_language(lang, languages)],)
-    pairs = [(layer, index) for layer, index in contexts.neurons.tolist()]
+    pairs = [neuron_place(one) for one in neurons or ()]
+    if neurons is None:
+        pairs = [(layer, index) for layer, index in contexts.neurons.tolist()]
+    if not 0 < len(pairs) <= _MOST_NEURONS:
+        raise OptionError(
+            f"top_contexts shows 1 to {_MOST_NEURONS} neurons, got {len(pairs)}: choose some with "
+            "neurons=[(layer, index), ...]"
+        )
     found = [[contexts.of(pair, name) for pair in pairs] for name in languages]
     most = max(len(each) for row in found for each in row)
     # The element takes as many samples for all; a language with fewer documents shows dashes.

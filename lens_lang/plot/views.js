@@ -49,18 +49,35 @@ window.CircuitsVis = CircuitsVis;
     });
   };
 
+  const fail = (place, error) => {
+    const note = document.createElement("p");
+    note.textContent = `This view could not be drawn: ${error}`;
+    place.replaceChildren(note);
+  };
+  // React draws later, and empties the place of a view that fails then.
+  window.addEventListener("error", (event) => {
+    for (const place of document.querySelectorAll(".lens-lang-view[data-drawn] > .lens-lang-place"))
+      if (!place.hasChildNodes()) fail(place, event.error ?? event.message);
+  });
+
   let drawn = 0;
   const draw = () => {
     for (const view of document.querySelectorAll(".lens-lang-view:not([data-drawn])")) {
       const place = view.querySelector(".lens-lang-place");
-      const { element, props } = JSON.parse(view.querySelector("script").textContent);
+      const data = view.querySelector("script");
+      if (!place || !data) continue; // what a notebook that is not trusted leaves of a view
       view.dataset.drawn = "";
       do place.id = `lens-lang-place-${++drawn}`;
       while (document.querySelectorAll(`#${place.id}`).length > 1);
-      place.textContent = "";
       const watch = { childList: true, subtree: true, attributes: true, attributeFilter: ["style"] };
       new MutationObserver(() => mend(place)).observe(place, watch);
-      CircuitsVis.render(place.id, CircuitsVis[element], props);
+      try {
+        const { element, props } = JSON.parse(data.textContent);
+        if (!CircuitsVis[element]) throw new Error(`there is no element ${element}`);
+        CircuitsVis.render(place.id, CircuitsVis[element], props);
+      } catch (error) {
+        fail(place, error);
+      }
     }
   };
   window.lensLangViews = { draw };

@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.util import find_spec
@@ -31,28 +31,45 @@ class _Element:
         token_axes: Axes of the tokens, which the values have too.
         axes: Further axes of the values, for every token.
         labels: Property of the labels of an axis of the values, by the axis.
+        options: Further properties, each with what it must be.
     """
 
     values: str
     token_axes: int = 1
     axes: int = 0
     labels: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, type] = field(default_factory=dict)
 
 
+_COLOURS: Mapping[str, type] = {
+    **dict.fromkeys(("minValue", "maxValue"), float),
+    **dict.fromkeys(("negativeColor", "positiveColor"), str),
+}
 _ELEMENTS: Mapping[str, _Element] = {
-    "AttentionHeads": _Element("attention", labels={"attentionHeadNames": 0}),
-    "ColoredTokens": _Element("values"),
-    "ColoredTokensMulti": _Element("values", axes=1, labels={"labels": 1}),
+    "AttentionHeads": _Element(
+        "attention",
+        labels={"attentionHeadNames": 0},
+        options={**_COLOURS, "maskUpperTri": bool},
+    ),
+    "ColoredTokens": _Element("values", options={**_COLOURS, "paddingBottom": float}),
+    "ColoredTokensMulti": _Element(
+        "values",
+        axes=1,
+        labels={"labels": 1},
+        options=dict.fromkeys(("positiveBounds", "negativeBounds"), list),
+    ),
     "TextNeuronActivations": _Element(
         "activations",
         token_axes=2,
         axes=2,
         labels={"firstDimensionLabels": 2, "secondDimensionLabels": 3},
+        options=dict.fromkeys(("firstDimensionName", "secondDimensionName"), str),
     ),
     "TopkSamples": _Element(
         "activations",
         token_axes=4,
         labels={"zerothDimensionLabels": 0, "firstDimensionLabels": 1},
+        options=dict.fromkeys(("zerothDimensionName", "firstDimensionName"), str),
     ),
 }
 
@@ -65,6 +82,7 @@ _PANEL = (
     "background:#fff;color:#111;color-scheme:light;padding:12px 14px;margin:12px 0;border:1px "
     "solid #d5d9e0;border-radius:6px;font:14px/1.5 system-ui,sans-serif;overflow-wrap:anywhere"
 )
+_HALVES = re.compile(r"[\ud800-\udfff]")
 _CONTROLS = {**dict.fromkeys((*range(0x20), 0x7F), "\ufffd"), 0x9: "→", 0xA: "⏎\n"}
 
 
@@ -72,18 +90,22 @@ _CONTROLS = {**dict.fromkeys((*range(0x20), 0x7F), "\ufffd"), 0x9: "→", 0xA: "
 class View:
     """An interactive view: an element of circuitsvis and what it shows.
 
-    In a notebook it shows itself. The script that draws comes with the first view of a kernel, or
-    when the cell that showed it runs again; later views use it. ``str(view)`` is the view without
+    In a notebook it shows itself. The script that draws comes with the first view of a kernel, and
+    again when the cell that showed it runs again; later views use it. If that cell is changed so
+    that it shows no view, or, where the notebook does not number its cells, changed at all, the
+    page has lost the script: `circuitsvis_script` brings it back. ``str(view)`` is the view without
     the script.
 
     Attributes:
         element: AttentionHeads, ColoredTokens, ColoredTokensMulti, TextNeuronActivations or
             TopkSamples.
-        props: Its properties, as circuitsvis names them: JSON values and tensors.
+        props: Its properties, as circuitsvis names them: JSON values and tensors. Halves of
+            surrogate pairs, which are no text, become replacement characters.
         title: What it shows, as a caption.
 
     Raises:
-        OptionError: The element is unknown, or a property is no JSON value.
+        OptionError: The element or a property is unknown, or a property is no JSON value, a token
+            no text, a value no number.
         ShapeError: There are more values than tokens, or fewer.
         ActivationError: A value is NaN or infinite.
 
@@ -107,6 +129,7 @@ class View:
         props = {name: _plain(value, name) for name, value in self.props.items()}
         _check_props(_ELEMENTS[self.element], props)
         object.__setattr__(self, "props", props)
+        object.__setattr__(self, "title", _as_text(self.title))
 
     def to_html(self) -> str:
         """Return the view as HTML to put into a page that holds `page_script`, before or after."""
@@ -134,22 +157,19 @@ class View:
         )
 
 
-@dataclass(frozen=True)
-class PageScript:
-    """The script that draws views, for a page that has lost it."""
-
+class _PageScript:
     def _repr_html_(self) -> str:
         _KERNEL.note_script()
         return _script_tag()
 
 
-def circuitsvis_script() -> PageScript:
+def circuitsvis_script() -> _PageScript:
     """Return the script that draws views; shown in a cell, it draws all views that wait for it.
 
-    Only needed where the cell of the first view was deleted or cleared, or in a notebook that was
-    opened again.
+    Only needed where the cell of the first view was deleted, cleared or changed, or in a notebook
+    that was opened again.
     """
-    return PageScript()
+    return _PageScript()
 
 
 def page_script() -> str:
@@ -189,11 +209,13 @@ def save_views(path: str | Path, views: Sequence[View], *, title: str = "Views")
         OptionError: There is no view, or something else than a view.
         StorageError: The file cannot be written.
     """
-    views = list(views)
-    wrong = [type(each).__name__ for each in views if not isinstance(each, View)]
-    if wrong or not views:
+    given: list[Any] = list(views) if isinstance(views, Iterable) else [views]
+    wrong = [type(each).__name__ for each in given if not isinstance(each, View)]
+    if isinstance(views, View):
+        wrong = ["one View: write [view]"]
+    if wrong or not given:
         raise OptionError(f"save_views takes a list of views, got {wrong[0] if wrong else 'none'}")
-    content = _page(views, title=title)
+    content = _page(given, title=_as_text(title))
     with replacing(path) as part:
         part.write_text(content, encoding="utf-8")
 
@@ -224,8 +246,9 @@ class _Kernel:
         """The running cell and the execution, as far as Jupyter tells; empty outside of it."""
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
         request: Mapping[str, Any] = getattr(shell, "get_parent", dict)() or {}
-        cell = request.get("metadata", {}).get("cellId", "")
-        return str(cell), str(request.get("header", {}).get("msg_id", ""))
+        # Not every front end numbers its cells; then a cell is what it says.
+        cell = request.get("metadata", {}).get("cellId") or request.get("content", {}).get("code")
+        return str(cell or ""), str(request.get("header", {}).get("msg_id", ""))
 
 
 _KERNEL = _Kernel()
@@ -257,9 +280,16 @@ def _plain(value: Any, where: str) -> Any:
         return [_plain(each, f"{where}[{number}]") for number, each in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise ActivationError(f"A view cannot show {value} ({where}): give finite values")
-    if isinstance(value, str | bool | int | float):
+    if isinstance(value, str):
+        return _as_text(value)
+    if isinstance(value, bool | int | float):
         return value
     raise OptionError(f"{where} of a view must be JSON, got {type(value).__name__}")
+
+
+def _as_text(text: str) -> str:
+    """Text without halves of surrogate pairs, which no file can hold."""
+    return _HALVES.sub("\ufffd", text)
 
 
 def _check_props(element: _Element, props: Mapping[str, Any]) -> None:
@@ -267,6 +297,7 @@ def _check_props(element: _Element, props: Mapping[str, Any]) -> None:
     for needed in ("tokens", element.values):
         if needed not in props:
             raise ShapeError(f"A view needs the property {needed}, got {', '.join(props)}")
+    _check_kinds(element, props)
     tokens, values = props["tokens"], props[element.values]
     if element.values == "attention":
         shape = _shape(values, element.values)
@@ -280,6 +311,32 @@ def _check_props(element: _Element, props: Mapping[str, Any]) -> None:
     for name, axis in element.labels.items():
         if name in props and len(props[name]) != shape[axis]:
             raise ShapeError(f"{name} must be {shape[axis]} labels, got {len(props[name])}")
+
+
+def _check_kinds(element: _Element, props: Mapping[str, Any]) -> None:
+    """Refuse properties that the element does not have, and what is not of their kind."""
+    known = ["tokens", element.values, *element.labels, *element.options]
+    for name, value in props.items():
+        if name not in known:
+            raise OptionError(f"This element has no property {name!r}{near_misses(name, known)}")
+        kind = element.options.get(name, list)
+        if kind is float:
+            _check_leaves([value], float, name)
+        elif not isinstance(value, kind):
+            raise OptionError(f"{name} must be a {kind.__name__}, got {value!r}")
+        elif isinstance(value, list):
+            named = name == "tokens" or name in element.labels
+            _check_leaves(value, str if named else float, name)
+
+
+def _check_leaves(value: list[Any], kind: type, where: str) -> None:
+    for each in value:
+        if isinstance(each, list):
+            _check_leaves(each, kind, where)
+        elif kind is str and not isinstance(each, str):
+            raise OptionError(f"{where} must be text, got {each!r}")
+        elif kind is float and (isinstance(each, bool) or not isinstance(each, int | float)):
+            raise OptionError(f"{where} must be numbers, got {each!r}")
 
 
 def _beside(

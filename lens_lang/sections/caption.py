@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import unescape
 from typing import Any
 
 _NAMED = 12
@@ -85,7 +86,8 @@ def _axis(layout: Mapping[str, Any], name: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.replace("<br>", " ")
+    """Text as the figure shows it, which was escaped for plotly."""
+    return unescape(text.replace("<br>", " "))
 
 
 def _listed(labels: Sequence[Any]) -> str:

@@ -1,7 +1,15 @@
 """The sections of single neurons: one card each."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from lens_lang.attribute.card import NeuronCard
 from lens_lang.attribute.cards import NeuronCards
+from lens_lang.attribute.effect import LanguageEffect
 from lens_lang.attribute.markup import change_text
+from lens_lang.attribute.promotion import Item
+from lens_lang.errors import LanguageError
+from lens_lang.languages import find_language
 from lens_lang.plot.cards import neuron_card
 from lens_lang.sections.section import Section
 
@@ -11,27 +19,34 @@ def cards_section(cards: NeuronCards) -> list[Section]:
     rows = []
     for card in cards:
         often = max(card.firing.items(), key=lambda each: each[1], default=None)
-        most = max(card.effect, key=lambda each: each.delta_nll, default=None)
+        own = _on_its_own(card)
         rows.append(
             [
                 card.name,
                 ", ".join(card.neighbourhood.languages),
                 "" if often is None else f"{often[0]} ({100 * often[1]:.1f} %)",
-                ", ".join(repr(item.text) for item in card.promoted[:3]),
-                ""
-                if most is None
-                else f"{most.language} {change_text(most.delta_nll, most.ci_low, most.ci_high)}",
+                _promotes(card),
+                _joined({e.language: (e.delta_nll, e.ci_low, e.ci_high) for e in own}),
+                _joined({e.language: (e.control, e.control_low, e.control_high) for e in own}),
             ]
         )
     overview = Section(
         title="Single neurons",
         text=[
-            "Each neuron by itself. Promotes: the vocabulary items that what it writes makes "
-            "likeliest. The effect is the change in nats per token when it alone is switched off, "
-            "for the language that loses most, with a 95 % interval; the cards show random neurons "
-            "of the same layer beside it."
+            "Each neuron by itself. Promotes: the vocabulary items that what it writes where it "
+            "fires makes likeliest; where the sign of its activation there is mixed or was not "
+            "measured, those of either sign. The effect is the change in nats per token when it "
+            "alone is switched off, on the languages that it is a neuron of, with a 95 % interval; "
+            "beside it that of random neurons of the same layer. The cards show all languages."
         ],
-        columns=["neuron", "neuron of", "fires most on", "promotes", "loses most without it"],
+        columns=[
+            "neuron",
+            "neuron of",
+            "fires most on",
+            "promotes",
+            "change on its own language without it",
+            "without a random one",
+        ],
         rows=rows,
     )
     return [
@@ -45,3 +60,29 @@ def cards_section(cards: NeuronCards) -> list[Section]:
             for card in cards
         ),
     ]
+
+
+def _on_its_own(card: NeuronCard) -> list[LanguageEffect]:
+    """What the languages lose that the neuron is of: chosen beforehand, not for what they lose."""
+    measured = tuple(each.language for each in card.effect)
+    found = []
+    for lang in card.neighbourhood.languages:
+        with suppress(LanguageError):  # its effect was not measured
+            found.append(card.effect[find_language(lang, measured)])
+    return found
+
+
+def _joined(changes: Mapping[str, tuple[float | None, float | None, float | None]]) -> str:
+    said = [(lang, change_text(*change)) for lang, change in changes.items()]
+    return "; ".join(f"{lang} {change}" for lang, change in said if change)
+
+
+def _promotes(card: NeuronCard) -> str:
+    if card.likelier:
+        return _named(card.likelier)
+    both = {"positive": card.promoted, "negative": card.suppressed}
+    return "; ".join(f"{sign}: {_named(items)}" for sign, items in both.items())
+
+
+def _named(items: Sequence[Item]) -> str:
+    return ", ".join(repr(item.text) for item in items[:3])

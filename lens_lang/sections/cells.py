@@ -2,18 +2,90 @@
 
 import re
 
+_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?"
+
 _NUMBER = re.compile(
     r"(?P<bound>[<>≤≥]?)\s*"
     r"(?P<sign>[+\-−]?)"
-    r"(?P<digits>(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)"
+    rf"(?P<digits>{_DIGITS})"
     r"(?P<power>e[+\-]?\d+)?"
     r"\s*[%×]?"
-    r"(?P<rest>\s*(?:[\[(].*|to\s.*)?)",
+    r"(?P<rest>\s*(?:[\[(].*|to\s.*|†)?)",
     re.DOTALL,
 )
 
+_ENDS = re.compile(rf"\[(?P<low>[+\-−]?{_DIGITS}),\s*(?P<high>[+\-−]?{_DIGITS})\]")
+
 _SENTENCE = 44
 """A column with longer cells than this is wrapped."""
+
+
+class Cell(str):
+    """What a cell says, with what it knows beyond that.
+
+    Attributes:
+        value: The number that it says, before it was rounded.
+        low: The lower end of its interval.
+        high: The upper end.
+        order: What it sorts by, where it says more than a number.
+        lang: The language of its text.
+
+    Examples:
+        >>> cell = Cell("0.33 [0.10, 0.67]", value=1 / 3, low=0.1, high=2 / 3)
+        >>> cell == "0.33 [0.10, 0.67]", cell.value
+        (True, 0.3333333333333333)
+    """
+
+    __slots__ = ("high", "lang", "low", "order", "value")
+
+    value: float | None
+    low: float | None
+    high: float | None
+    order: float | None
+    lang: str
+
+    def __new__(
+        cls,
+        text: str,
+        *,
+        value: float | int | None = None,
+        low: float | int | None = None,
+        high: float | int | None = None,
+        order: float | int | None = None,
+        lang: str = "",
+    ) -> "Cell":
+        """Say a text, and remember the rest; NaN is remembered as nothing."""
+        made = super().__new__(cls, text)
+        made.value, made.low, made.high, made.order = (
+            None if x is None or x != x else float(x) for x in (value, low, high, order)
+        )
+        made.lang = lang
+        return made
+
+
+def known_numbers(cell: str) -> tuple[float | None, float | None, float | None]:
+    """Return the number of a cell and the ends of its interval, unrounded where it knows them.
+
+    Args:
+        cell: As `cell_value` takes it.
+
+    Returns:
+        None for what it does not say; neither a bound such as ``<.001`` is a number, nor two.
+
+    Examples:
+        >>> known_numbers("1,234"), known_numbers("-0.5 [-1.0, 0.0]")
+        ((1234.0, None, None), (-0.5, -1.0, 0.0))
+        >>> known_numbers(Cell("<.001", value=1e-5)), known_numbers("<.001")
+        ((1e-05, None, None), (None, None, None))
+    """
+    if isinstance(cell, Cell) and cell.value is not None:
+        return cell.value, cell.low, cell.high
+    if cell.strip().startswith(("<", ">", "≤", "≥")) or " to " in cell:
+        return None, None, None
+    value, ends = cell_value(cell), _ENDS.search(cell)
+    if value is None or ends is None:
+        return value, None, None
+    return value, cell_value(ends["low"]), cell_value(ends["high"])
 
 
 def cell_value(cell: str) -> float | None:
@@ -49,9 +121,9 @@ def split_interval(cell: str) -> tuple[str, str]:
         ('fr', '')
     """
     if cell_value(cell) is None:
-        return cell, ""
+        return str(cell), ""
     start = re.search(r"\s*[\[(]", cell)
-    return (cell[: start.start()], cell[start.start() :]) if start else (cell, "")
+    return (cell[: start.start()], cell[start.start() :]) if start else (str(cell), "")
 
 
 def column_kinds(columns: list[str], rows: list[list[str]]) -> list[str]:

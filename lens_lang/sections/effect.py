@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.neurons import LanguageNeurons
 from lens_lang.plot import effect
-from lens_lang.sections.section import Section, change_with_interval, p_value
+from lens_lang.sections.cells import Cell
+from lens_lang.sections.section import Section, change_with_interval, p_value, signed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,9 @@ def effect_section(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) ->
                 change_with_interval(row["own"], row["own_low"], row["own_high"]),
                 change_with_interval(row["control"], row["control_low"], row["control_high"]),
                 p_value(row["p_holm"]),
-                f"{row['rival']} {row['rival_change']:+.3f}" if row["rival"] else "",
+                Cell(f"{row['rival']} {signed(row['rival_change'])}", order=row["rival_change"])
+                if row["rival"]
+                else "",
                 change_with_interval(
                     row["selectivity"], row["selectivity_low"], row["selectivity_high"]
                 ),
@@ -49,8 +52,8 @@ def effect_section(matrix: PerplexityMatrix, neurons: LanguageNeurons | None) ->
     text.append(
         "Changes of negative log-likelihood in nats per token, with 95 % intervals from a paired "
         f"bootstrap over documents; for the {matrix.n_controls} random controls per intervention, "
-        f"where one more would lie. p: of {tested}, by a sign-flip test over documents, corrected "
-        f"over languages (Holm). Tokens scored, and documents: {scored}."
+        f"a 95 % interval for one more random draw. p: of {tested}, by a sign-flip test over "
+        f"documents, corrected over languages (Holm). Tokens scored, and documents: {scored}."
     )
     return Section(
         title="Effect of training them"

@@ -5,7 +5,10 @@ from typing import Any
 
 from lens_lang.evaluate.generation import GenerationMatrix
 from lens_lang.evaluate.task_scores import WITHOUT
+from lens_lang.identification import UNDETERMINED
 from lens_lang.plot import generation
+from lens_lang.sections.cells import Cell
+from lens_lang.sections.floor import at_floor, floor_sentences
 from lens_lang.sections.section import Section, p_value
 
 _LONGEST = 160
@@ -34,9 +37,15 @@ def generation_sections(name: str, matrix: GenerationMatrix) -> list[Section]:
     if strongest:
         figures.append(generation.spoken_languages(matrix, intervention=strongest))
     controlled, drawn = matrix.n_controls > 0, matrix.n_controls > 1
+    shown = pooled if sweep else by_language
+    few = _tested(matrix, shown, sweep=sweep)
     whole = Section(
         title=f"Languages of the answers ({name})",
-        text=[_asked(matrix), _reading(matrix, sweep=sweep)],
+        text=[
+            _asked(matrix),
+            _reading(matrix, sweep=sweep),
+            *floor_sentences([pair for pair in few if pair], _witnesses(matrix, sweep=sweep)),
+        ],
         columns=[
             "intervention",
             "wanted" if sweep else "question in",
@@ -54,21 +63,51 @@ def generation_sections(name: str, matrix: GenerationMatrix) -> list[Section]:
             [
                 str(row["intervention"]),
                 str(row[second]),
-                _share(row["rate"]) + _ends(row["rate_low"], row["rate_high"]),
+                _rate(row),
                 _share(row["before"]),
                 *([_share(row["control"])] if controlled else []),
-                p_value(row["p_holm"]),
+                p_value(row["p_holm"], at_floor=pair is not None and at_floor(row["p"], *pair)),
                 *([p_value(row["p_random_holm"])] if drawn else []),
                 _share(row["line_pass"]),
                 _share(row["repetition"]),
                 _share(row["distinct_2"]),
                 _share(row["nll"]),
             ]
-            for row in (pooled if sweep else by_language)
+            for row, pair in zip(shown, few, strict=True)
         ],
         figures=[figure.to_json() for figure in figures],
     )
     return [whole, _examples(name, matrix, by_language)]
+
+
+def _tested(
+    matrix: GenerationMatrix, rows: list[_Row], *, sweep: bool
+) -> list[tuple[int, int] | None]:
+    """Of every row how many witnesses its test has, and for how many tests it is corrected."""
+    made: list[tuple[int, int] | None] = []
+    for row in rows:
+        if row["p"] != row["p"]:
+            made.append(None)
+            continue
+        run = 1 + matrix.interventions.index(row["intervention"])
+        asked = [
+            lang
+            for lang, text in zip(matrix.languages, matrix.texts[run], strict=True)
+            if text is not None and (sweep or lang == row["question"])
+        ]
+        # translations of a question count as one
+        count = max(asked.count(lang) for lang in asked)
+        alike = [
+            other
+            for other in rows
+            if other["p"] == other["p"] and (sweep or other["intervention"] == row["intervention"])
+        ]
+        made.append((count, len(alike)))
+    return made
+
+
+def _witnesses(matrix: GenerationMatrix, *, sweep: bool) -> str:
+    return "aligned questions" if sweep and len(matrix.groups) > 1 else "questions"
 
 
 def _asked(matrix: GenerationMatrix) -> str:
@@ -138,7 +177,7 @@ def _examples(name: str, matrix: GenerationMatrix, rows: list[_Row]) -> Section:
         chosen = _strongest([row for row in rows if row["question"] == lang])
         places = [place for place, own in enumerate(matrix.languages) if own == lang][:each]
         for place in places:
-            row = [lang, _cut(matrix.prompts[place])]
+            row = [lang, Cell(_cut(matrix.prompts[place]), lang=lang)]
             if compared:
                 row.append(chosen)
             row.append(_answer(matrix, 0, place))
@@ -169,7 +208,11 @@ def _strongest(rows: list[_Row]) -> str:
 
 def _answer(matrix: GenerationMatrix, run: int, place: int) -> str:
     text = matrix.texts[run][place]
-    return "" if text is None else f"{matrix.spoken[run][place]}: {_cut(text) or '(nothing)'}"
+    if text is None:
+        return ""
+    spoken = matrix.spoken[run][place]
+    said = f"{spoken}: {_cut(text) or '(nothing)'}"
+    return Cell(said, lang="" if spoken == UNDETERMINED else spoken)
 
 
 def _cut(text: str) -> str:
@@ -180,8 +223,11 @@ def _cut(text: str) -> str:
 
 def _share(value: float) -> str:
     """To two places; empty where it was not measured."""
-    return "" if value != value else f"{value:.2f}"
+    return "" if value != value else Cell(f"{value:.2f}", value=value)
 
 
-def _ends(low: float, high: float) -> str:
-    return "" if low != low else f" [{low:.2f}, {high:.2f}]"
+def _rate(row: _Row) -> str:
+    value, low, high = row["rate"], row["rate_low"], row["rate_high"]
+    ends = "" if low != low else f" [{low:.2f}, {high:.2f}]"
+    said = "" if value != value else f"{value:.2f}"
+    return Cell(said + ends, value=value, low=low, high=high)

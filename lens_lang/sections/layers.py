@@ -1,5 +1,8 @@
 """The sections of what layers and heads do: curves, latent languages, attention."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from lens_lang.curves import LanguageCurve
 from lens_lang.heads import HeadAttention
 from lens_lang.latent import LatentLanguages
@@ -13,7 +16,11 @@ def curve_section(name: str, curve: LanguageCurve) -> Section:
         change = curve.story() if _has_story(curve) else curve
         return Section(
             title=f"Change of the language of each layer ({name})",
-            text=["Of the same prompts, with paired 95 % intervals."],
+            text=[
+                "Of the same prompts, with paired 95 % intervals.",
+                *_read_under(curve.provenance["difference of"][0]),
+                _numbered(curve.values.shape[1], curve.provenance["difference of"][0]),
+            ],
             figures=[layers.language_curve(change).to_json()],
         )
     known = _has_story(curve)
@@ -40,8 +47,10 @@ def curve_section(name: str, curve: LanguageCurve) -> Section:
         text=[
             "The residual stream after each layer, read as a prediction; its probability summed "
             "by the language of the vocabulary items. What belongs to no language, to several, or "
-            f"to one that was not asked for is other. Prompts: {prompts}. Means over prompts with "
-            "95 % intervals by bootstrap over prompts."
+            f"to one that was not asked for is drawn as no language. Prompts: {prompts}. Means "
+            "over prompts with 95 % intervals by bootstrap over prompts.",
+            *_read_under(curve.provenance),
+            _numbered(curve.values.shape[1], curve.provenance),
         ],
         columns=[
             "prompts in",
@@ -56,9 +65,62 @@ def curve_section(name: str, curve: LanguageCurve) -> Section:
         rows=rows,
         figures=[
             layers.language_curve(shown).to_json(),
-            *(layers.layer_languages(curve, prompts=lang).to_json() for lang in curve.groups[:1]),
+            *(layers.layer_languages(curve, prompts=lang).to_json() for lang in _mapped(curve)),
         ],
     )
+
+
+_UNKNOWN = " The record does not say what these hooks do."
+
+
+def _mapped(curve: LanguageCurve) -> tuple[str, ...]:
+    """The prompts whose map is drawn: the first that are not English, which says more."""
+    return tuple(lang for lang in curve.groups if lang != "en")[:1] or curve.groups[:1]
+
+
+def _numbered(layers_read: int, record: Mapping[str, Any]) -> str:
+    """What the number of a layer means here, and what it does not."""
+    last = layers_read - 1
+    own = "the model's own prediction" if record.get("norm", True) else "after the last block"
+    return (
+        f"Layer 0 is the embeddings; layer n is after n blocks, so {last} is {own}. "
+        f"Neurons have the number of their block: block {max(0, last - 1)} writes layer {last}."
+    )
+
+
+def _read_under(record: Mapping[str, Any]) -> list[str]:
+    """Say which hooks were there while layers were read; nothing if there were none."""
+    hooks = record.get("fwd_hooks") or ()
+    edits = record.get("edits") or ()
+    if isinstance(hooks, Mapping):
+        some = {lang: names for lang, names in hooks.items() if names}
+        known = edits if isinstance(edits, Mapping) else {}
+        unknown = any(not known.get(lang) for lang in some)
+        said = [f"{lang}: {', '.join(known.get(lang) or _places(n))}" for lang, n in some.items()]
+        none = [lang for lang in hooks if lang not in some]
+        if said and none:
+            said.append(f"{', '.join(none)}: no hook")
+        if not said:
+            return []
+        return [f"Each language was read under: {'; '.join(said)}.{_UNKNOWN if unknown else ''}"]
+    if not hooks:
+        return []
+    return [f"Read under: {', '.join(edits or _places(hooks))}.{'' if edits else _UNKNOWN}"]
+
+
+def _places(names: Sequence[str]) -> list[str]:
+    """Names of hook points, shortened: the record does not say what the hooks do."""
+    layers_of: dict[str, set[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        inside = len(parts) > 2 and parts[0] == "blocks"
+        place = ".".join(parts[2:]) if inside else name
+        layers_of.setdefault(place, set()).update(parts[1:2] if inside else ())
+    return [
+        f"hooks at {place}"
+        + (f" of {len(some)} block{'' if len(some) == 1 else 's'}" if some else "")
+        for place, some in layers_of.items()
+    ]
 
 
 def _has_story(curve: LanguageCurve) -> bool:
@@ -86,7 +148,9 @@ def latent_section(name: str, latent: LatentLanguages) -> Section:
             f"{len(latent.probability)} prompts that ask for one word. The probability, at the "
             "last token, of all vocabulary items with which that word could begin, in the language "
             "asked for and in English; beside it the entropy of the prediction and the token "
-            "energy of the residual stream."
+            "energy of the residual stream.",
+            *_read_under(latent.provenance),
+            _numbered(latent.probability.shape[1], latent.provenance),
         ],
         columns=["language", "layer where it is likeliest", "there", "at the end"],
         rows=rows,

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 from lens_lang.importance import Importance
 from lens_lang.sections.section import Section
+from lens_lang.signs import NeuronSigns
 from lens_lang.stats import Activations, Frequency
 
-Statistic = Frequency | Activations | Importance
+Statistic = Frequency | Activations | Importance | NeuronSigns
 
 
 def measured_section(statistics: Mapping[str, Statistic]) -> Section:

@@ -23,7 +23,7 @@ def options_of(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         >>> options_of({"method": "lape", "options": {"top": 0.01, "max_entropy": None}})
         [('method', 'lape'), ('options', 'top 0.01, max entropy not set')]
         >>> options_of({"fwd_hooks": [], "statistic": {"spec": {"spec": "MeanActivation"}}})
-        [('fwd hooks', 'none'), ('statistic: spec', 'spec MeanActivation')]
+        [('fwd hooks', 'none'), ('statistic: spec', 'MeanActivation')]
     """
     rows = []
     for name, value in record.items():
@@ -68,6 +68,32 @@ def facts_of(records: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
         ("Made with", ", ".join(versions)),
     ]
     return [(name, said) for name, said in found if said]
+
+
+def caution_of(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Warn of results that come from several versions of one model's weights; "" if none do.
+
+    Args:
+        records: Provenance, by the result's name.
+
+    Examples:
+        >>> caution_of({"a": {"model": "toy", "weights": "9d3c"},
+        ...             "b": {"model": "toy", "weights": "cd50"}})
+        'These results come from 2 versions of the weights (see Data); compare across them with \
+care.'
+    """
+    versions: dict[str, set[str]] = {}
+    for record in records.values():
+        for each in _mappings(record):
+            if isinstance(each.get("model"), str) and each.get("weights"):
+                versions.setdefault(each["model"], set()).add(str(each["weights"]))
+    most = max((len(some) for some in versions.values()), default=0)
+    if most < 2:
+        return ""
+    return (
+        f"These results come from {most} versions of the weights (see Data); compare across them "
+        "with care."
+    )
 
 
 def made_by(record: Mapping[str, Any]) -> dict[str, str]:
@@ -176,9 +202,18 @@ def _rows(name: str, value: Any) -> list[tuple[str, str]]:
     if not any(_is_mapping(each) for each in value.values()):
         if len(value) > 2 * _MOST:
             return [(name, _counted(value))]
-        return [(name, ", ".join(f"{_words(k)} {_said(v)}" for k, v in value.items()))]
+        return [(name, _pairs(name, value))]
     rows = [row for key, each in value.items() for row in _rows(f"{name}: {_words(key)}", each)]
     return rows if len(rows) <= _MOST else [(name, _counted(value))]
+
+
+def _pairs(name: str, value: Mapping[str, Any]) -> str:
+    """Names and values on one line: packages by their names, and of a spec its own."""
+    words = str if name in ("versions", "saved with") else _words
+    return ", ".join(
+        _said(each) if key == "spec" else f"{words(key)} {_said(each)}"
+        for key, each in value.items()
+    )
 
 
 def _counted(value: Mapping[str, Any]) -> str:
@@ -190,6 +225,8 @@ def _counted(value: Mapping[str, Any]) -> str:
 def _said(value: Any) -> str:
     if value is None:
         return "not set"
+    if _is_mapping(value):
+        return f"({_pairs('', value)})"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

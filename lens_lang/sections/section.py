@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lens_lang.plot.views import View
+from lens_lang.sections.cells import Cell
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Section:
         fragments: HTML, already escaped, shown after the table.
         views: Views of circuitsvis, shown after the figures.
         options: How the result came to be: names and values.
+        group: Under what it stands in the contents, where others stand there, too.
     """
 
     title: str
@@ -29,23 +31,45 @@ class Section:
     fragments: list[str] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
     options: list[tuple[str, str]] = field(default_factory=list)
+    group: str = ""
 
 
-def change_with_interval(value: float, low: float, high: float) -> str:
-    """Signed, to three places; empty where it was not measured."""
+def signed(value: float | int, places: int = 3) -> str:
+    """With its sign, unless it is 0 at so many places.
+
+    Examples:
+        >>> signed(0.25), signed(-0.0001)
+        ('+0.250', '0.000')
+    """
+    said = f"{value:+.{places}f}"
+    return said[1:] if float(said) == 0 else said
+
+
+def change_with_interval(value: float | int, low: float | int, high: float | int) -> str:
+    """Signed, to three places, without an interval that has no ends; empty if not measured."""
     if value != value:  # not measured
         return ""
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    ends = f" [{signed(low)}, {signed(high)}]" if low == low else ""
+    return Cell(signed(value) + ends, value=value, low=low, high=high)
 
 
-def share_with_interval(value: Any, ci: Any) -> str:
-    """To two places, with the two ends that ``ci`` holds."""
-    low, high = ci.tolist()
-    return f"{float(value):.2f} [{low:.2f}, {high:.2f}]"
+def share_with_interval(value: Any, ci: Any, *, percent: bool = False) -> str:
+    """To two places, with the two ends that ``ci`` holds; or in %, to one."""
+    factor = 100 if percent else 1
+    mean, low, high = (factor * float(x) for x in (value, *ci.tolist()))
+    ends = f"[{low:.1f}, {high:.1f}]" if percent else f"[{low:.2f}, {high:.2f}]"
+    said = f"{mean:.1f} %" if percent else f"{mean:.2f}"
+    return Cell(f"{said} {ends}", value=mean, low=low, high=high)
 
 
-def p_value(p: float) -> str:
-    """To three places without the leading zero, ``<.001`` below; empty where it was not tested."""
+def p_value(p: float | int, *, at_floor: bool = False) -> str:
+    """To three places without the leading zero, ``<.001`` below; empty where it was not tested.
+
+    Args:
+        p: The p-value.
+        at_floor: It is the smallest that the test can give, and gets a dagger.
+    """
     if p != p:  # not tested
         return ""
-    return "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+    said = "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0") if p < 1 else "1"
+    return Cell(f"{said} †" if at_floor else said, value=p)

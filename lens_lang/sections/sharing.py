@@ -6,6 +6,7 @@ from lens_lang.evaluate.categories import EVERY, CategoryEffect
 from lens_lang.evaluate.significance import mean_interval
 from lens_lang.patterns import CATEGORIES, SharingPatterns
 from lens_lang.plot import categories as figures
+from lens_lang.sections.cells import Cell
 from lens_lang.sections.section import Section, change_with_interval, p_value, share_with_interval
 
 _LABELS = {category: category.replace("_", "-") for category in CATEGORIES}
@@ -25,9 +26,9 @@ def sharing_section(name: str, patterns: SharingPatterns) -> Section:
                 [
                     label,
                     f"{threshold:g}",
-                    share_with_interval(values.mean(), ends[kind]),
-                    f"{float(values.min()):.2f} to {float(values.max()):.2f}",
-                    f"{100 * float(found.consistent[:, kind].mean()):.2f} %",
+                    share_with_interval(values.mean(), ends[kind], percent=True),
+                    _span(float(values.min()), float(values.max())),
+                    _percent(float(found.consistent[:, kind].mean()), places=2),
                 ]
             )
         if not drawn:
@@ -38,12 +39,21 @@ def sharing_section(name: str, patterns: SharingPatterns) -> Section:
             f"{patterns.n_examples} examples in {', '.join(patterns.languages)}. A neuron fires "
             f"where its activation at {_PLACES[patterns.position]} is above the threshold: in all "
             "languages of an example, in some, in one, or in none. Shares of all neurons, means "
-            "over examples with 95 % intervals."
+            "over examples with 95 % intervals. The dark part of a bar is the neurons that are of "
+            "this kind in every example."
         ],
         columns=["kind", "threshold", "share", "over examples", "the same in every example"],
         rows=rows,
         figures=drawn,
     )
+
+
+def _percent(share: float, *, places: int = 1) -> str:
+    return Cell(f"{100 * share:.{places}f} %", value=100 * share)
+
+
+def _span(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 _PLACES = {"last": "the last token", "mean": "its tokens, on average,", "any": "any token"}
@@ -56,12 +66,15 @@ def contributions_section(name: str, contributions: CategoryContributions) -> Se
     for category, part in table.groupby("category", sort=False):
         cells = [_LABELS[str(category)]]
         for key in ("neurons", "contribution", "top"):
-            cells.append(f"{part[key].mean():.3f}")
+            mean = float(part[key].mean())
+            cells.append(_percent(mean))
             if key != "neurons":  # the same in every language
                 by_language = part.set_index("language")[key].sort_values()
                 (least, low), *_, (most, high) = by_language.items()
-                cells[-1] += f" ({least} {low:.3f} to {most} {high:.3f})"
-        rows.append([*cells, f"{part['lift'].mean():.2f}" if part["neurons"].any() else ""])
+                ends = f" ({least} {100 * low:.1f} to {most} {100 * high:.1f})"
+                cells[-1] = Cell(cells[-1] + ends, value=100 * mean)
+        lift = float(part["lift"].mean())
+        rows.append([*cells, Cell(f"{lift:.2f}", value=lift) if part["neurons"].any() else ""])
     return Section(
         title=f"What neurons of each kind contribute ({name})",
         text=[
@@ -85,9 +98,9 @@ def category_effect_section(name: str, effect: CategoryEffect) -> Section:
     for _, row in table[table["language"] == EVERY].iterrows():
         cells = [
             _LABELS[row["category"]],
-            f"{100 * row['neurons']:.1f} %",
-            f"{row['accuracy_before']:.2f}",
-            f"{row['accuracy']:.2f}",
+            _percent(row["neurons"]),
+            _percent(row["accuracy_before"]),
+            _percent(row["accuracy"]),
             change_with_interval(row["delta"], row["delta_low"], row["delta_high"]),
         ]
         if measured:
@@ -102,10 +115,15 @@ def category_effect_section(name: str, effect: CategoryEffect) -> Section:
             f"{len(effect.names)} examples in {', '.join(effect.languages)}. The neurons of one "
             "kind are switched off, other ones for every example, and the answer's first token is "
             "scored: its log-probability in nats, and whether it is the model's answer. Random: as "
-            f"many neurons of every layer, {effect.control.shape[1]} draws an example, with where "
-            "one more would lie. Other intervals are 95 %, by bootstrap over examples. p: of the "
+            f"many neurons of every layer, {effect.control.shape[1]} draws an example, with a "
+            "95 % interval for one more random draw. Other intervals are 95 %, by bootstrap over "
+            "examples. p: of the "
             f"{'change less random' if measured else 'change'}, by a sign-flip test over examples, "
-            "corrected over the kinds (Holm). Means over languages; the figure has each."
+            "corrected over the kinds (Holm). Means over languages; the figure has each.",
+            "Right less wrong answers, the last figure: of the examples that the model answers "
+            "rightly in a language, the share of neurons that all languages have in common, less "
+            "that share in the examples that it answers wrongly. Above 0, right answers go with "
+            "more all-shared neurons. Intervals are 95 %.",
         ],
         columns=[
             "kind",

@@ -1,5 +1,6 @@
 """The section of which language the items of the vocabulary belong to."""
 
+from lens_lang.sections.cells import Cell
 from lens_lang.sections.section import Section
 from lens_lang.vocabulary import OTHER, VocabularyLanguages
 
@@ -21,7 +22,10 @@ def vocabulary_section(name: str, vocabulary: VocabularyLanguages) -> Section:
             [
                 label,
                 f"{int(mine.sum()):,}",
-                f"{100 * float(mine.double().mean()):.2f} %",
+                Cell(
+                    f"{100 * float(mine.double().mean()):.2f} %",
+                    value=100 * float(mine.double().mean()),
+                ),
                 f"{int((mine & (most.values >= 0.9)).sum()):,}",
                 f"{float(share[:, column].sum()):,.1f}",
             ]

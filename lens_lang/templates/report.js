@@ -68,7 +68,46 @@ function dressed(place) {
       if (trace.colorscale) trace.colorscale = nightScale(trace.colorscale);
     }
   }
+  for (const trace of figure.data) {
+    if (trace.text) trace.text = minus(trace.text);
+    if (trace.customdata) trace.customdata = minus(trace.customdata);
+  }
   return figure;
+}
+
+// Axes have the sign for minus; what is written in a figure has it, too.
+function minus(said) {
+  if (Array.isArray(said)) return said.map(minus);
+  return typeof said === "string" ? said.replace(/(^|[\s([,])-(?=\.?\d)/g, "$1\u2212") : said;
+}
+
+function channels(colour) {
+  const hex = colour.match(/^#(..)(..)(..)$/);
+  return hex ? hex.slice(1).map(x => parseInt(x, 16)) : colour.match(/[\d.]+/g).slice(0, 3).map(Number);
+}
+
+function luminance(rgb) {
+  const [r, g, b] = rgb.map(x => x / 255).map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
+// What is written in a cell is black or white, whichever can be read there.
+function ink(place) {
+  for (const group of place.querySelectorAll(".heatmaplayer .hm")) {
+    const { colorscale: scale, zmin, zmax } = group.__data__?.[0]?.trace ?? {};
+    if (!Array.isArray(scale) || !(zmax > zmin)) continue;
+    for (const text of group.querySelectorAll("text")) {
+      const z = text.__data__?.z;
+      if (typeof z !== "number") continue;
+      const at = Math.min(1, Math.max(0, (z - zmin) / (zmax - zmin)));
+      const next = Math.max(1, scale.findIndex(([edge]) => edge >= at));
+      const [[low, from], [high, to]] = [scale[next - 1], scale[next]];
+      const [a, b] = [channels(from), channels(to)];
+      const share = high > low ? (at - low) / (high - low) : 0;
+      const light = luminance(a.map((x, i) => x + share * (b[i] - x)));
+      text.style.fill = (light + 0.05) / 0.05 >= 1.05 / (light + 0.05) ? "#000" : "#fff";
+    }
+  }
 }
 
 const waiting = new Set(document.querySelectorAll("[data-figure]"));
@@ -85,6 +124,11 @@ function draw(place) {
   place.style.minHeight = "";
   const name = place.closest("figure")?.dataset.name ?? "figure";
   const done = Plotly.react(place, figure.data, figure.layout, { ...CONFIG, toImageButtonOptions: { filename: name } });
+  if (!place.dataset.inked) {
+    place.dataset.inked = "yes";
+    place.on("plotly_afterplot", () => ink(place));
+  }
+  ink(place);
   // The caption, the table and the values say what the picture shows.
   for (const picture of place.querySelectorAll(".main-svg")) picture.setAttribute("aria-hidden", "true");
   return done;
@@ -131,7 +175,7 @@ addEventListener("resize", () => {
 let shut = [];
 addEventListener("beforeprint", () => {
   printing = true;
-  shut = [...document.querySelectorAll("details:not([open])")];
+  shut = [...document.querySelectorAll("details:not([open], .raw)")];
   for (const each of shut) each.open = true;
   for (const place of places) draw(place);
 });
@@ -207,25 +251,36 @@ for (const box of document.querySelectorAll(".table")) {
     head.firstElementChild.addEventListener("click", () => sort(table, head));
   }
   box.querySelector(".csv").addEventListener("click", () => {
-    save(box.dataset.name, [...table.rows].map(row => [...row.cells].map(cell => cell.textContent)));
+    const heads = [...table.tHead.rows[0].cells];
+    const line = row => [...row.cells].flatMap((cell, place) => {
+      const said = cell.dataset.number ?? cell.textContent;
+      return "ends" in heads[place].dataset ? [said, cell.dataset.low, cell.dataset.high] : [said];
+    });
+    const names = heads.flatMap(({ textContent: name, dataset: { unit = "", ends } }) =>
+      ["", ...ends === undefined ? [] : [" low", " high"]].map(end => `${name}${end}${unit}`));
+    save(box.dataset.name, [names, ...[...table.tBodies[0].rows].map(line)]);
   });
 }
 
 function values(figure) {
   const plain = text => String(text ?? "").replaceAll("<br>", " ");
-  const rows = [["series", "y", "x", "value", "note"]];
+  const written = figure.layout.meta?.values === "text";
+  const rows = [["series", "y", "x", "value", "low", "high", "note"]];
   for (const trace of figure.data) {
     if (trace.type === "heatmap") {
       trace.z.forEach((line, i) => line.forEach((value, j) => {
         // what is written in a cell, where colours are of something else
-        const shown = trace.text?.[i]?.[j];
-        rows.push([trace.name, trace.y[i], trace.x[j], shown === undefined || shown === "" ? value : shown, plain(trace.customdata?.[i]?.[j])]);
+        const shown = written ? trace.text?.[i]?.[j] : "";
+        rows.push([trace.name, trace.y[i], trace.x[j], shown || value, "", "", plain(trace.customdata?.[i]?.[j])]);
       }));
     } else if (trace.hoverinfo !== "skip") {
       const lying = trace.orientation === "h";
       (trace.y ?? []).forEach((y, i) => {
         const x = trace.x?.[i] ?? i;
-        rows.push([plain(trace.name), y, x, lying ? x : y, plain(trace.customdata?.[i])]);
+        const error = trace[lying ? "error_x" : "error_y"], value = lying ? x : y;
+        const [less, more] = [error?.arrayminus?.[i], error?.array?.[i]];
+        const ends = [less == null ? "" : value - less, more == null ? "" : value + more];
+        rows.push([plain(trace.name), y, x, value, ...ends, plain(trace.customdata?.[i])]);
       });
     }
   }
