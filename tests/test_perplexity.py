@@ -404,10 +404,12 @@ class TestBootstrap:
 
 
 def test_rows_of_whole_documents_are_judged_document_by_document(llama: Any) -> None:
-    corpora = Corpora.from_tokens({"xx": [[5, 6], [7], [8, 9, 10, 11]]}, ctx_len=8)
-    some = NeuronSet({MLP_POST: torch.ones(LAYERS, D_MLP, dtype=torch.bool)})
+    corpora = Corpora.from_tokens({"xx": [[5, 6], [7], [8, 9, 10, 11]]}, ctx_len=4)
+    some = NeuronSet(
+        {MLP_POST: torch.ones(n_layers(llama), site_width(llama, MLP_POST), dtype=torch.bool)}
+    )
     rows = corpora.one_document_a_row(max_tokens=8)
     matrix = perplexity_matrix(llama, rows, {"off": ablate(some)})
-    sorted_by_hand = Corpora.from_tokens({"xx": [[8, 9, 10, 11], [5, 6]]}, ctx_len=8)
+    sorted_by_hand = Corpora.from_tokens({"xx": [[8, 9, 10, 11], [5, 6]]}, ctx_len=4)
     alone = perplexity_matrix(llama, sorted_by_hand, {"off": ablate(some)})
     torch.testing.assert_close(matrix.delta_nll, alone.delta_nll)
