@@ -1184,7 +1184,7 @@ def nothing(values: torch.Tensor, hook: Any) -> None: ...
             LanguageError,
             "hooks for de, and questions are in en, fr",
         ),
-        ({"interventions": {"x": Steering("en", {})}}, LanguageError, "hooks for no language, and questions are in"),
+        ({"interventions": {"x": Steering("en", {})}}, LanguageError, "hooks for no language"),
         (
             {"interventions": {"x": Steering("en", {"nonsense": hooks()})}},
             LanguageError,
