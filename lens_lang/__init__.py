@@ -204,7 +204,6 @@ if TYPE_CHECKING:
     from lens_lang.neurons import (
         LanguageNeurons,
         NeuronSet,
-        neuron_set,
         random_like,
     )
     from lens_lang.page import (
@@ -238,6 +237,7 @@ if TYPE_CHECKING:
         PLNDImportance,
     )
     from lens_lang.signs import FiringSign, NeuronSigns
+    from lens_lang.single_neurons import neuron_set
     from lens_lang.sites import (
         ATTN_K,
         ATTN_Q,
@@ -365,7 +365,7 @@ _HOMES = {
     "lens": ("LensTable", "language_curve", "lens_table"),
     "likelihood": ("Likelihood", "log_likelihoods", "token_pairs"),
     "models": ("load_model",),
-    "neurons": ("LanguageNeurons", "NeuronSet", "neuron_set", "random_like"),
+    "neurons": ("LanguageNeurons", "NeuronSet", "random_like"),
     "page": ("report",),
     "parallel": ("ParallelCorpora",),
     "patterns": ("SharingPattern", "SharingPatterns"),
@@ -375,6 +375,7 @@ _HOMES = {
     "results": ("load",),
     "rows": ("ablate_rows",),
     "scoring": ("PLNDImportance",),
+    "single_neurons": ("neuron_set",),
     "signs": ("FiringSign", "NeuronSigns"),
     "sites": (
         "ATTN_K",

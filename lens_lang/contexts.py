@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lens_lang.errors import OptionError, ShapeError
 from lens_lang.languages import find_language
-from lens_lang.neurons import NeuronName, NeuronSet, neuron_place
+from lens_lang.neurons import NeuronSet
 from lens_lang.saved import Saved
+from lens_lang.single_neurons import NeuronName, neuron_place
 from lens_lang.sites import (
     MLP_POST,
     MLP_PRE,

@@ -19,9 +19,10 @@ from lens_lang.detect.lape import lape
 from lens_lang.evaluate.perplexity import PerplexityMatrix, perplexity_matrix
 from lens_lang.intervene import ablate
 from lens_lang.models import PACKAGED, load_model
-from lens_lang.neurons import LanguageNeurons, neuron_set
+from lens_lang.neurons import LanguageNeurons
 from lens_lang.page import report
 from lens_lang.signs import FiringSign
+from lens_lang.single_neurons import neuron_set
 from lens_lang.stats import ActivationFrequency, Frequency, MeanActivation
 from lens_lang.vocabulary import VocabularyLanguages
 

@@ -5,9 +5,7 @@ one set per language and remembers how they were found.
 """
 
 import hashlib
-import operator
-import re
-from collections.abc import ItemsView, Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +17,7 @@ from torch import Tensor
 
 from lens_lang.errors import OptionError, ShapeError, SiteError, StorageError
 from lens_lang.languages import distinct_languages, find_language
-from lens_lang.sites import MLP_POST, HookedModel, Site, find_site, n_layers, site_width
+from lens_lang.sites import Site, find_site
 from lens_lang.storage import read_tensors, versions, write_tensors
 
 if TYPE_CHECKING:
@@ -389,71 +387,6 @@ class LanguageNeurons(Mapping[str, NeuronSet]):
     def with_provenance(self, more: Mapping[str, Any]) -> "LanguageNeurons":
         """Return the same sets, with more said about where they come from."""
         return replace(self, provenance={**self.provenance, **more})
-
-
-NeuronName = str | tuple[int, int]
-"""One neuron: ``(layer, index)``, or ``"layer.index"``."""
-
-
-def neuron_place(neuron: NeuronName) -> tuple[int, int]:
-    """Return a neuron's layer and index.
-
-    Args:
-        neuron: ``(12, 1542)`` or ``"12.1542"``.
-
-    Raises:
-        OptionError: It is neither.
-
-    Examples:
-        >>> neuron_place("12.1542")
-        (12, 1542)
-    """
-    if isinstance(neuron, str):
-        found = re.fullmatch("([0-9]+)[.]([0-9]+)", neuron)
-        if found:
-            return int(found[1]), int(found[2])
-    else:
-        try:
-            layer, index = map(operator.index, neuron)
-            return layer, index
-        except (TypeError, ValueError):
-            pass
-    raise OptionError(
-        f"A neuron is (layer, index) or 'layer.index', such as (12, 1542), got {neuron!r}"
-    )
-
-
-def neuron_set(
-    model: HookedModel, neurons: Iterable[NeuronName], *, site: Site = MLP_POST
-) -> NeuronSet:
-    """Return single neurons of a model as a set. Whole heads are `lens_lang.head_set`.
-
-    Args:
-        model: The model.
-        neurons: Such as ``[(12, 1542)]`` or ``["12.1542"]``.
-        site: Where the neurons live.
-
-    Raises:
-        OptionError: The model has no such layer or neuron, or these are not neurons.
-        SiteError: The model has no such site.
-    """
-    chosen = [neuron_place(each) for each in _several(neurons)]
-    shape = (n_layers(model), site_width(model, site))
-    for layer, index in chosen:
-        if not (0 <= layer < shape[0] and 0 <= index < shape[1]):
-            raise OptionError(
-                f"There is no neuron {layer}.{index} at {site.name}: this model has {shape[0]} "
-                f"layers of {shape[1]} neurons"
-            )
-    pairs = torch.tensor(chosen, dtype=torch.int64).view(-1, 2)
-    return NeuronSet.from_indices(pairs, site=site, shape=shape)
-
-
-def _several(neurons: Iterable[NeuronName]) -> list[NeuronName]:
-    given: list[Any] = list(neurons)
-    if isinstance(neurons, str) or any(isinstance(each, int) for each in given):
-        raise OptionError(f"Neurons come in a list: write [{neurons!r}]")
-    return given
 
 
 def random_like(

@@ -5,7 +5,6 @@ whatever the number of figures.
 """
 
 import json
-import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -30,18 +29,11 @@ from lens_lang.heads import HeadAttention
 from lens_lang.importance import Importance
 from lens_lang.latent import LatentLanguages
 from lens_lang.neurons import LanguageNeurons
+from lens_lang.page_parts import Part, contents_of, part_of
 from lens_lang.patterns import SharingPatterns
 from lens_lang.plot.views import page_script
 from lens_lang.results import Result, load
-from lens_lang.sections.caption import Caption, describe
 from lens_lang.sections.cards import cards_section
-from lens_lang.sections.cells import (
-    Cell,
-    cell_value,
-    column_kinds,
-    known_numbers,
-    split_interval,
-)
 from lens_lang.sections.changes import delta_section
 from lens_lang.sections.contexts import contexts_section
 from lens_lang.sections.effect import effect_section
@@ -65,55 +57,6 @@ from lens_lang.storage import replacing
 from lens_lang.vocabulary import VocabularyLanguages
 
 FILE_NAME = "report.html"
-
-_LONG_NAME = 14
-"""Longer names of rows than this are wrapped on a small screen, where they stay in sight."""
-
-_STACKED = 3
-"""With so many columns that have intervals, these stand below their values."""
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A cell as the page writes it, sorts it, and gives it in a download."""
-
-    text: str
-    interval: str
-    value: float | None
-    number: str = ""
-    ends: tuple[str, str] | None = None
-    lang: str = ""
-    link: str = ""
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """A figure as the page holds it, until it is drawn."""
-
-    json: str
-    caption: Caption
-    height: int
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A section with all that its place on the page needs."""
-
-    id: str
-    title: str
-    text: list[str]
-    columns: list[str]
-    kinds: list[str]
-    units: list[str]
-    ends: list[bool]
-    stacked: bool
-    long_names: bool
-    rows: list[list[_Cell]]
-    figures: list[_Figure]
-    fragments: list[str]
-    views: list[str]
-    options: list[tuple[str, str]]
-    group: str
 
 
 @dataclass(frozen=True)
@@ -185,7 +128,7 @@ def write_page(run_dir: str | Path) -> Written:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     parts = [
-        *(_part(number, each) for number, each in enumerate(sections, 1)),
+        *(part_of(number, each) for number, each in enumerate(sections, 1)),
         _data_part(results, unread),
     ]
     cautions = [caution_of(records), _ABLATION if any(map(_ablates, results.values())) else ""]
@@ -193,7 +136,7 @@ def write_page(run_dir: str | Path) -> Written:
         title=f"Language neurons: {folder.resolve().name}",
         cautions=[each for each in cautions if each],
         facts=facts_of(records),
-        contents=_contents(parts),
+        contents=contents_of(parts),
         sections=parts,
         provenance=json.dumps(
             {path.name: result.provenance for path, result in results.items()},
@@ -357,130 +300,7 @@ def _ablates(result: Result) -> bool:
             return isinstance(result, MWork | CategoryEffect)
 
 
-# --- how they stand on the page ---
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A line of the contents."""
-
-    id: str
-    label: str
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Lines of the contents that belong together; one alone has no head."""
-
-    head: str
-    entries: list[_Entry]
-
-
-def _contents(parts: list[_Part]) -> list[_Group]:
-    """The parts by kind of result, in their order."""
-    together: dict[str, list[_Part]] = {}
-    for part in parts:
-        together.setdefault(part.group or part.id, []).append(part)
-    groups = []
-    for head, some in together.items():
-        names = [_in_brackets(part.title) for part in some]
-        groups.append(
-            _Group(
-                head if len(some) > 1 else "",
-                [
-                    _Entry(
-                        part.id, name if name and names.count(name) == 1 < len(some) else part.title
-                    )
-                    for part, name in zip(some, names, strict=True)
-                ],
-            )
-        )
-    return groups
-
-
-def _in_brackets(title: str) -> str:
-    """What stands in brackets at the end of a title: the file it is of."""
-    found = re.search(r"\(([^()]+)\)$", title)
-    return found[1] if found else ""
-
-
-def _part(number: int, section: Section) -> _Part:
-    kinds = column_kinds(section.columns, section.rows)
-    columns = [[row[place] for row in section.rows] for place in range(len(section.columns))]
-    return _Part(
-        id=f"s{number}",
-        title=section.title,
-        text=section.text,
-        columns=section.columns,
-        kinds=kinds,
-        units=[_unit(column, kind) for column, kind in zip(columns, kinds, strict=True)],
-        ends=[any(known_numbers(cell)[1] is not None for cell in column) for column in columns],
-        long_names=any(len(row[0]) > _LONG_NAME for row in section.rows if row),
-        stacked=_intervals(section.rows) >= _STACKED,
-        rows=[
-            [_cell(cell, kind) for cell, kind in zip(row, kinds, strict=True)]
-            for row in section.rows
-        ],
-        figures=[_figure(figure) for figure in section.figures],
-        fragments=section.fragments,
-        views=[view.to_html() for view in section.views],
-        options=section.options,
-        group=section.group,
-    )
-
-
-def _unit(column: list[str], kind: str) -> str:
-    """``" (%)"`` where all numbers of a column are in it, which a download says in the head."""
-    said = [split_interval(cell)[0] for cell in column if cell.strip()]
-    return " (%)" if kind == "number" and all(cell.endswith("%") for cell in said) else ""
-
-
-def _intervals(rows: list[list[str]]) -> int:
-    """How many columns have intervals."""
-    return sum(
-        any(split_interval(cell)[1] for cell in column) for column in zip(*rows, strict=True)
-    )
-
-
-def _cell(text: str, kind: str) -> _Cell:
-    """A cell of a column of one kind; numbers have the minus sign that axes have."""
-    if kind == "name":
-        return _Cell(str(text), "", None)
-    said, interval = split_interval(text)
-    order, lang = (text.order, text.lang) if isinstance(text, Cell) else (None, "")
-    if kind == "number" or order is not None:
-        said, interval = said.replace("-", "−"), interval.replace("-", "−")
-    number, low, high = known_numbers(text) if kind == "number" else (None, None, None)
-    value = next((x for x in (order, number) if x is not None), cell_value(text))
-    return _Cell(
-        said,
-        interval,
-        value,
-        "" if number is None else _plain(number),
-        None if low is None or high is None else (_plain(low), _plain(high)),
-        lang if _TAG.fullmatch(lang) else "",
-    )
-
-
-_TAG = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
-"""A language as browsers want to have it named."""
-
-
-def _plain(number: float) -> str:
-    """All digits of a number, none of them after the point if it is whole."""
-    return str(int(number)) if number.is_integer() else repr(number)
-
-
-def _figure(text: str) -> _Figure:
-    figure = json.loads(text)
-    caption = describe(figure)
-    note = (figure["layout"].get("meta") or {}).get("note")
-    if note:
-        caption = replace(caption, text=f"{caption.text} {note}")
-    return _Figure(text, caption, int(figure["layout"].get("height") or 450))
-
-
-def _data_part(results: Mapping[Path, Result], unread: Mapping[Path, str]) -> _Part:
+def _data_part(results: Mapping[Path, Result], unread: Mapping[Path, str]) -> Part:
     """The files beside the page: what they hold, and what made them."""
     shared = ("lens_lang", "torch", "transformer_lens")
     rows = []
@@ -488,7 +308,7 @@ def _data_part(results: Mapping[Path, Result], unread: Mapping[Path, str]) -> _P
         about = made_by(result.provenance)
         own = (about.get(name, "") for name in ("model", "weights", *shared))
         rows.append([path.name, type(result).__name__, *own, f"{path.stat().st_size:,}"])
-    part = _part(
+    part = part_of(
         0,
         Section(
             title="Data",

@@ -14,8 +14,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lens_lang.errors import OptionError, ShapeError, SiteError, near_misses
-from lens_lang.neurons import NeuronName, NeuronSet, neuron_place
+from lens_lang.neurons import NeuronSet
 from lens_lang.saved import Saved
+from lens_lang.single_neurons import NeuronName, neuron_place
 from lens_lang.sites import MLP_POST, MLP_PRE, HookedModel, check_layers
 from lens_lang.specs import Reading, Sums
 from lens_lang.stats import added, check_axes

@@ -20,8 +20,9 @@ from lens_lang.errors import (
     StorageError,
 )
 from lens_lang.intervene import ablate
-from lens_lang.neurons import LanguageNeurons, NeuronSet, neuron_place, random_like
-from lens_lang.neurons import neuron_set as set_of
+from lens_lang.neurons import LanguageNeurons, NeuronSet, random_like
+from lens_lang.single_neurons import neuron_place
+from lens_lang.single_neurons import neuron_set as set_of
 from lens_lang.sites import ATTN_Q, ATTN_V, MLP_POST, MLP_PRE, Site
 from lens_lang.storage import write_tensors
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from elements import Elements
 
 from lens_lang.collection import collect
 from lens_lang.corpora import Corpora, sample_sentences
@@ -69,12 +70,13 @@ def test_the_selection_is_one_percent_and_shared_like_the_languages(demo: DemoRe
 
 
 def test_the_report_names_every_language_and_why_some_fail(demo: DemoResult) -> None:
-    page = demo.page.read_text(encoding="utf-8")
-    for lang in demo.neurons.languages:
-        assert f"<td>{lang}</td>" in page
+    page = Elements(demo.page.read_text(encoding="utf-8"))
+    effect = page.tables["Effect of switching them off"]
+    assert set(demo.neurons.languages) < set(effect)
     table = demo.matrix.selectivity()
     failed = ~(table["specific"] & table["beyond_chance"])
-    assert page.count("<td>no</td>") == failed.sum()
+    assert effect.count("no") == failed.sum()
+    assert effect.count("yes") == len(table) - failed.sum()
 
 
 def test_everything_in_the_run_folder_loads(demo: DemoResult) -> None:
@@ -142,7 +144,9 @@ def test_the_readmes_ten_lines_run_as_they_stand(
     code = readme.split("```python\n")[1].split("```")[0]
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    assert "selectivity" in printed
+    table = printed.splitlines()
+    assert table[0].split() == ["own", "own_low", "own_high", "control", "rival"]
+    assert {line.split()[0] for line in table[2:5]} == {"fr", "de", "zh"}
     assert "Guten Morgen" in printed
 
 

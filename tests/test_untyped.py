@@ -23,7 +23,8 @@ from lens_lang.evaluate.perplexity import perplexity_matrix
 from lens_lang.intervene import ablate, replace, steer
 from lens_lang.evaluate.solving import task_matrix
 from lens_lang.task_reading import read_task
-from lens_lang.neurons import LanguageNeurons, NeuronSet, neuron_place, neuron_set
+from lens_lang.neurons import LanguageNeurons, NeuronSet
+from lens_lang.single_neurons import neuron_place, neuron_set
 from lens_lang.sites import MLP_POST, MLP_PRE, check_hooks
 from lens_lang.stats import ActivationFrequency, Activations, Frequency, MeanActivation
 from lens_lang.attribute.categories import CategoryContribution

@@ -25,8 +25,9 @@ from lens_lang.collection import weights_digest
 from lens_lang.contexts import NeuronContexts
 from lens_lang.errors import OptionError, ShapeError, SiteError, StorageError, near_misses
 from lens_lang.evaluate.perplexity import PerplexityMatrix
-from lens_lang.neurons import LanguageNeurons, NeuronName, neuron_place, neuron_set
+from lens_lang.neurons import LanguageNeurons
 from lens_lang.signs import NeuronSigns
+from lens_lang.single_neurons import NeuronName, neuron_place, neuron_set
 from lens_lang.sites import (
     MLP_POST,
     MLP_PRE,
@@ -232,6 +233,8 @@ def neuron_cards(
     neuron_set(model, which)  # refuses those it does not have
     places = list(dict.fromkeys(neuron_place(each) for each in which))
     _check_measured(model, frequency, neurons, contexts, signs)
+    if effect is not None:
+        check_measured_on(model, effect.provenance, "effect")
     vectors: dict[tuple[int, int], Tensor] = {}
     around: dict[tuple[int, int], Neighbourhood] = {}
     for layer in dict.fromkeys(layer for layer, _ in places):

@@ -9,7 +9,7 @@ from lens_lang.collection import weights_digest
 from lens_lang.errors import OptionError, ShapeError, near_misses
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.intervene import ablate
-from lens_lang.neurons import neuron_set
+from lens_lang.single_neurons import neuron_set
 from lens_lang.sites import HookedModel, model_name
 
 
@@ -57,11 +57,9 @@ def neuron_effect(
 
     Raises:
         OptionError: There is no such row, or it was not this neuron alone that was switched off.
-        ShapeError: The matrix was measured on another model.
     """
     layer, index = neuron
     name = f"{layer}.{index}"
-    check_measured_on(model, matrix.provenance, "effect")
     if name not in matrix.interventions:
         raise OptionError(
             f"The effect has no row for neuron {name}{near_misses(name, matrix.interventions)}"

@@ -67,8 +67,8 @@ def card(
     from lens_lang.contexts import TopContexts
     from lens_lang.detect.lape import lape
     from lens_lang.models import load_model
-    from lens_lang.neurons import neuron_place, neuron_set
     from lens_lang.signs import FiringSign
+    from lens_lang.single_neurons import neuron_place, neuron_set
     from lens_lang.stats import ActivationFrequency
 
     # Before the model: a typo should cost no minute.
@@ -181,7 +181,7 @@ def _effect(
 ) -> "PerplexityMatrix":
     from lens_lang.evaluate.perplexity import perplexity_matrix
     from lens_lang.intervene import ablate
-    from lens_lang.neurons import neuron_set
+    from lens_lang.single_neurons import neuron_set
 
     hooks = {
         f"{layer}.{index}": ablate(neuron_set(model, [(layer, index)])) for layer, index in places

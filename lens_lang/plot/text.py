@@ -6,8 +6,8 @@ from lens_lang.contexts import NeuronContexts
 from lens_lang.errors import OptionError, ShapeError
 from lens_lang.languages import find_language
 from lens_lang.lens import LensTable
-from lens_lang.neurons import NeuronName, neuron_place
 from lens_lang.plot.views import View
+from lens_lang.single_neurons import NeuronName, neuron_place
 from lens_lang.token_readings import AttentionPatterns, TokenActivations
 from lens_lang.vocabulary import OTHER
 

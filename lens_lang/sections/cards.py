@@ -1,15 +1,12 @@
 """The sections of single neurons: one card each."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 from lens_lang.attribute.card import NeuronCard
 from lens_lang.attribute.cards import NeuronCards
 from lens_lang.attribute.effect import LanguageEffect
 from lens_lang.attribute.markup import change_text
 from lens_lang.attribute.promotion import Item
-from lens_lang.errors import LanguageError
-from lens_lang.languages import find_language
 from lens_lang.plot.cards import neuron_card
 from lens_lang.sections.section import Section
 
@@ -64,12 +61,8 @@ def cards_section(cards: NeuronCards) -> list[Section]:
 
 def _on_its_own(card: NeuronCard) -> list[LanguageEffect]:
     """What the languages lose that the neuron is of: chosen beforehand, not for what they lose."""
-    measured = tuple(each.language for each in card.effect)
-    found = []
-    for lang in card.neighbourhood.languages:
-        with suppress(LanguageError):  # its effect was not measured
-            found.append(card.effect[find_language(lang, measured)])
-    return found
+    own = card.neighbourhood.languages
+    return [each for lang in own for each in card.effect if each.language == lang]
 
 
 def _joined(changes: Mapping[str, tuple[float | None, float | None, float | None]]) -> str:
