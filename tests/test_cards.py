@@ -1035,10 +1035,13 @@ def test_the_report_shows_the_effect_on_a_neurons_own_languages(cards: NeuronCar
     assert row[4:] == ["fr +0.2500 [+0.1250, +0.5000]", "fr +0.0100 [-0.0100, +0.0300]"]
 
 
-def test_a_report_of_bare_cards_has_empty_cells(measured: Measured) -> None:
+def test_a_report_of_bare_cards_has_no_column_of_what_was_not_measured(measured: Measured) -> None:
     overview, _ = cards_section(neuron_cards(measured.model, [(1, 7)], vocabulary()))
     (row,) = overview.rows
-    assert (row[1], row[2], row[4], row[5]) == ("", "", "", "")
+    assert len(row) == len(overview.columns) == 4
+    assert not any("without" in column for column in overview.columns)
+    assert "switched off" not in " ".join(overview.text)
+    assert (row[1], row[2]) == ("", "")
     assert row[3].startswith("positive: '") and "; negative: '" in row[3]
 
 

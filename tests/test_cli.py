@@ -654,7 +654,7 @@ def test_plnd_from_text_to_report(
 ) -> None:
     monkeypatch.setattr("lens_lang.models.load_model", lambda name, device=None: spelling_model)
     folder = tmp_path / "plnd"
-    collected = ("collect", folder, *texts, "--statistic", "plnd", "--tokens", 200)
+    collected = ("collect", folder, *texts, "--statistic", "plnd", "--tokens", 200, "--ctx-len", 64)
     done(*collected, "--top-mlp", 30, "--top-attn", 0.5)
     imp = Importance.load(folder / "importance.safetensors")
     assert imp.rule["thresholds"] == {
@@ -672,7 +672,7 @@ def test_plnd_from_text_to_report(
     done("evaluate", folder, *texts, "--neurons", "plnd", "--controls", 2, "--tokens", 100)
     assert (folder / "perplexity-plnd.safetensors").exists()
     done("report", folder)
-    assert "Neurons found by plnd" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "Neurons found by PLND" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("tiny_model")

@@ -31,6 +31,7 @@ from lens_lang.page import read_results, report, write_page
 from lens_lang.patterns import SharingPatterns
 from lens_lang.plot.views import page_script
 from lens_lang.sections.effect import why_not
+from lens_lang.sections.neurons import neurons_section
 from lens_lang.sites import ATTN_K, ATTN_Q, MLP_POST
 from lens_lang.stats import Frequency
 from lens_lang.storage import write_tensors
@@ -126,7 +127,7 @@ def test_every_language_stands_in_every_table(page: str) -> None:
 def test_the_sections_come_in_order_with_their_sentences(page: str) -> None:
     elements = Elements(page)
     assert elements.headings == [
-        "Neurons found by lape",
+        "Neurons found by LAPE",
         "Effect of switching them off",
         "What was measured",
         "Data",
@@ -204,7 +205,7 @@ def test_regions_of_the_page_have_names_of_their_own(tmp_path: Path) -> None:
         some_neurons({"en": 3, "fr": 4}, method=name).save(tmp_path / f"{name}.safetensors")
     elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
     names = [value for _, name, value in elements.attributes if name == "aria-label"]
-    assert "Figure: Neurons found by plnd, Neurons per layer at mlp_post" in names
+    assert "Figure: Neurons found by PLND, Neurons per layer at mlp_post" in names
     assert len(set(names)) == len(names) > 10
 
 
@@ -256,7 +257,7 @@ def test_the_contents_are_by_kind_of_result(tmp_path: Path) -> None:
     written = report(tmp_path).read_text(encoding="utf-8")
     contents = written[written.index("<nav") : written.index("</nav>")]
     for said in (
-        '<li><a href="#s1">Neurons found by lape</a></li>',
+        '<li><a href="#s1">Neurons found by LAPE</a></li>',
         "<li><span>Language of each layer</span>",
         '<li><a href="#s2">curve</a></li>',
         '<li><a href="#s4">curve-off minus curve</a></li>',
@@ -274,7 +275,7 @@ def test_a_cell_sorts_and_downloads_by_what_it_knows(tmp_path: Path) -> None:
     assert 'data-number="75">75.000 %</td>' in written
     assert ' data-unit=" (%)"' in written
     assert 'data-low="1" data-high="1">+1.000<span' in written
-    assert written.count('<caption class="unseen">Neurons found by lape</caption>') == 1
+    assert written.count('<caption class="unseen">Neurons found by LAPE</caption>') == 1
 
 
 def test_text_of_a_known_language_is_marked_and_no_other(tmp_path: Path) -> None:
@@ -285,14 +286,27 @@ def test_text_of_a_known_language_is_marked_and_no_other(tmp_path: Path) -> None
     assert tagged == ["fr", "fr"]  # a question and its answer
 
 
+@pytest.mark.parametrize(
+    ("record", "title"),
+    [
+        ({"method": "lave"}, "Neurons found by LAVE"),
+        ({"method": "random"}, "Neurons drawn at random"),
+        ({"method": "read from file", "file": "x.pt"}, "Neurons read from a file (theirs)"),
+        ({"method": "sharing"}, "Neurons found by sharing"),
+    ],
+)
+def test_a_title_says_how_neurons_were_found(record: dict[str, str], title: str) -> None:
+    assert neurons_section("theirs", some_neurons({"en": 3}, **record)).title == title
+
+
 def test_sections_of_one_title_say_which_file_they_are_of(tmp_path: Path) -> None:
     for name in ("lape", "mine"):
         some_neurons({"en": 3}).save(tmp_path / f"{name}.safetensors")
     some_neurons({"en": 3}, method="lap").save(tmp_path / "lap.safetensors")
     assert Elements(report(tmp_path).read_text(encoding="utf-8")).headings == [
-        "Neurons found by lap",
-        "Neurons found by lape (lape)",
-        "Neurons found by lape (mine)",
+        "Neurons found by LAP",
+        "Neurons found by LAPE (lape)",
+        "Neurons found by LAPE (mine)",
         "Data",
     ]
 
@@ -357,6 +371,8 @@ def test_the_script_of_views_is_on_a_page_with_views_and_on_no_other(tmp_path: P
     assert Elements(written).tables["Texts with the highest activation (b)"] == [
         *("0.2", "en", "+3.500", "cat", "a cat")
     ]
+    tagged = [v for tag, name, v in Elements(written).attributes if (tag, name) == ("bdi", "lang")]
+    assert tagged == ["en"] * 4  # a token and its text, in both files
 
 
 def test_what_was_cut_or_left_out_is_said(tmp_path: Path) -> None:
@@ -423,7 +439,7 @@ def test_a_folder_with_one_kind_of_result_gives_a_page_of_it(tmp_path: Path) -> 
     makers: dict[str, Callable[[], Any]] = {
         "What was measured": lambda: some_frequency(LANGUAGES),
         "Effect of switching them off": lambda: some_matrix(LANGUAGES),
-        "Neurons found by lape": lambda: some_neurons(dict.fromkeys(LANGUAGES, 3)),
+        "Neurons found by LAPE": lambda: some_neurons(dict.fromkeys(LANGUAGES, 3)),
     }
     for title, make in makers.items():
         folder = tmp_path / title
@@ -506,7 +522,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_is_shown(tmp_path: Pat
         "old.safetensors",
     ]
     elements = Elements(written.path.read_text(encoding="utf-8"))
-    assert elements.headings[0] == "Neurons found by lape"
+    assert elements.headings[0] == "Neurons found by LAPE"
     for name in ("damaged", "old"):
         assert (
             f"Not shown: {name}.safetensors, written by another version of lens_lang, or damaged."
@@ -535,6 +551,7 @@ def test_without_plotly_one_sentence_names_the_pip_command(
 def judged(**values: Any) -> "pd.Series[Any]":
     row = {
         "own": 0.5,
+        "own_low": 0.4,
         "rival": "fr",
         "rival_change": 0.1,
         "specific": True,

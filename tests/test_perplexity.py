@@ -32,6 +32,7 @@ from lens_lang.evaluate.significance import (
 from lens_lang.intervene import ablate
 from lens_lang.models import bridge
 from lens_lang.neurons import NeuronSet
+from lens_lang.sections.effect import why_not
 from lens_lang.sites import MLP_POST, n_layers, site_width
 
 
@@ -235,6 +236,34 @@ def test_the_interval_holds_every_resample_of_two_documents() -> None:
     # documents change by 1.0 and 3.0 nats per token; a quarter of resamples has only either
     assert matrix.ci[0, 0].tolist() == pytest.approx([1.0, 3.0])
     assert matrix.interval(level=0.4)[0, 0].tolist() != matrix.ci[0, 0].tolist()
+
+
+def test_documents_without_a_scored_token_change_no_interval() -> None:
+    rows = [[20.0, 90.0], [30.0, 180.0], [20.0, 94.0], [24.0, 90.0]]
+    plain = by_hand(rows, n_controls=2)
+    empty = DocumentNLL(
+        torch.tensor([[0.0, 20.0, 0.0, 90.0], *([0.0, a, 0.0, b] for a, b in rows[1:])]).double(),
+        torch.tensor([0, 10, 0, 30]),
+        torch.tensor([1, 50, 1, 70]),
+    )
+    padded = by_hand(rows, n_controls=2, documents={"en": empty})
+    assert torch.equal(padded.ci, plain.ci)
+    assert torch.equal(padded.control_ci, plain.control_ci)
+
+
+def test_one_scored_document_has_no_interval_and_passes_nothing() -> None:
+    one = DocumentNLL(
+        torch.tensor([[0.0, 20.0], [0.0, 90.0], [0.0, 20.5], [0.0, 19.5]]).double(),
+        torch.tensor([0, 10]),
+        torch.tensor([1, 50]),
+    )
+    matrix = by_hand([[0.0, 0.0]] * 4, n_controls=2, documents={"en": one})
+    assert matrix.delta_nll.item() == pytest.approx(7.0)
+    assert matrix.ci.isnan().all()
+    assert matrix.control_ci.isnan().all()
+    judged = matrix.selectivity().loc["en"]
+    assert not judged["beyond_chance"]
+    assert why_not(judged, None) == "Only one document was scored, which says nothing of others."
 
 
 def test_controls_are_averaged_over_draws() -> None:

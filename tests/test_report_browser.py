@@ -299,7 +299,7 @@ def test_every_file_is_named_with_what_it_holds_and_can_be_fetched(
 
 
 def test_how_a_result_was_made_is_said_below_it(wide: Opened) -> None:
-    section = table_of(wide.page, "Neurons found by plnd")
+    section = table_of(wide.page, "Neurons found by PLND")
     section.locator(".how > summary").click()
     told = section.locator(".how").inner_text()
     for said in ("plnd.safetensors", "min share 1, without common", "toy", "d9bf9463, 27,036"):
@@ -428,9 +428,9 @@ def test_figures_are_drawn_again_when_the_window_changes(wide: Opened) -> None:
 
 def test_a_figure_has_a_name_a_caption_and_its_values(wide: Opened) -> None:
     page = wide.page
-    part = table_of(page, "Neurons found by lape").locator("figure").first
+    part = table_of(page, "Neurons found by LAPE").locator("figure").first
     name = part.locator(".wide").get_attribute("aria-label")
-    assert name == "Figure: Neurons found by lape, Neurons per layer at mlp_post"
+    assert name == "Figure: Neurons found by LAPE, Neurons per layer at mlp_post"
     assert part.locator("p").text_content().startswith("Map. Rows, language: en, de,")
     assert part.locator(".main-svg").first.get_attribute("aria-hidden") == "true"
     with page.expect_download() as caught:

@@ -80,11 +80,7 @@ def neuron_effect(
     found = []
     for place, lang in enumerate(matrix.languages):
         documents = matrix.documents[lang]
-        # One document drawn again and again is always the same one, which says nothing of others.
-        alone_there = int((documents.n_tokens > 0).sum()) < 2
-        low, high, control_low, control_high = (
-            None if alone_there else _measured(end) for end in (*ci[place], *ends[place])
-        )
+        low, high, control_low, control_high = map(_measured, (*ci[place], *ends[place]))
         found.append(
             LanguageEffect(
                 lang,

@@ -154,9 +154,9 @@ def _corpora(
 ) -> "tuple[Corpora, Corpora]":
     """Text to search, and text to judge on."""
     if files:
-        return corpora_of(model, files, 128, None, text_column).split(0.8, seed=0)
+        return corpora_of(model, files, None, None, text_column).split(0.8, seed=0)
     return (
-        corpora_of(model, files, 128, None, text_column),
+        corpora_of(model, files, None, None, text_column),
         corpora_of(model, files, 512, None, text_column, part=1),
     )
 

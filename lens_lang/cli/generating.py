@@ -249,7 +249,7 @@ def _residuals(model: Any, run_dir: Path, files: "dict[str, str | Path]") -> "Ac
     corpora = (
         Corpora.from_files(files, model, ctx_len=512, pack=False)
         if files
-        else corpora_of(model, files, 128, None, "text")
+        else corpora_of(model, files, None, None, "text")
     )
     return collect(model, corpora, MeanActivation(space="residual"), run_dir=run_dir / "residual")
 

@@ -39,7 +39,7 @@ def tune(
     cloze: Annotated[
         int, typer.Option(help="Sentences a language to fill a word in, before and after.")
     ] = 0,
-    ctx_len: CtxLen = 128,
+    ctx_len: CtxLen = None,
     text_column: Column = "text",
     as_json: Json = False,
 ) -> None:

@@ -37,7 +37,7 @@ def collect(
     model: Model = "gemma-3-270m",
     device: Device = None,
     text: Texts = None,
-    ctx_len: CtxLen = 128,
+    ctx_len: CtxLen = None,
     tokens: Annotated[int | None, typer.Option(help="At most so many tokens a language.")] = None,
     text_column: Column = "text",
     batch_size: Annotated[int, typer.Option(help="Rows per forward pass.")] = 8,

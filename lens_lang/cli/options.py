@@ -31,7 +31,10 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="Of the weights, such as bfloat16: half the memory, twice the speed."),
 ]
-CtxLen = Annotated[int, typer.Option(help="Tokens per row, BOS included.")]
+CtxLen = Annotated[
+    int | None,
+    typer.Option(help="Tokens per row, BOS included: 256, of the packaged text 128."),
+]
 Column = Annotated[str, typer.Option(help="Column that holds the text.")]
 Neurons = Annotated[str, typer.Option(help="Neuron file in the run folder.")]
 Task = Annotated[
@@ -88,7 +91,7 @@ def text_files(text: list[str] | None) -> dict[str, str | Path]:
 def corpora_of(
     model: Any,
     files: dict[str, str | Path],
-    ctx_len: int,
+    ctx_len: int | None,
     tokens: int | None,
     text_column: str,
     part: int = 0,
@@ -106,11 +109,19 @@ def corpora_of(
                 f"The packaged text has none of {', '.join(languages or ())}: name your own with "
                 "--text LANGUAGE=FILE"
             )
-        sample = Corpora.sample(model, ctx_len=ctx_len, languages=wanted).split(0.8, seed=0)[part]
+        sample = Corpora.sample(
+            model, ctx_len=128 if ctx_len is None else ctx_len, languages=wanted
+        )
+        sample = sample.split(0.8, seed=0)[part]
         return sample if tokens is None else sample.truncate(tokens=tokens)
     # Text to judge on is read document by document, however short.
     return Corpora.from_files(
-        files, model, ctx_len=ctx_len, text_column=text_column, tokens=tokens, pack=part == 0
+        files,
+        model,
+        ctx_len=256 if ctx_len is None else ctx_len,
+        text_column=text_column,
+        tokens=tokens,
+        pack=part == 0,
     )
 
 

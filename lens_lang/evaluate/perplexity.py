@@ -146,6 +146,9 @@ class PerplexityMatrix:
     ) -> Float[Tensor, "intervention lang 2"]:
         """Return intervals of `delta_nll`: documents are drawn again, in pairs.
 
+        NaN for a language of which fewer than two documents have a scored token: one document
+        says nothing of others.
+
         Args:
             level: Probability to cover.
             resamples: Number of resamples.
@@ -166,7 +169,8 @@ class PerplexityMatrix:
         """Return where the effect of one more random set of neurons is expected.
 
         What an intervention has to leave behind to be more than chance: a prediction interval
-        over the random sets that were drawn, widened by the choice of documents.
+        over the random sets that were drawn, widened by the choice of documents. NaN where
+        `interval` is.
 
         Args:
             level: Probability to cover.
@@ -310,8 +314,16 @@ class PerplexityMatrix:
     def _resampling(
         self, lang: str, resamples: int, generator: torch.Generator
     ) -> tuple[DocumentNLL, Float[Tensor, "resample doc"]]:
+        """The documents, and how often each is drawn of those that have a scored token."""
         docs = self.documents[lang]
-        weights = bootstrap_weights(len(docs.n_tokens), resamples=resamples, generator=generator)
+        scored = docs.n_tokens > 0
+        count = int(scored.sum())
+        weights = torch.zeros(resamples, len(scored), dtype=torch.float64)
+        weights[:, scored] = (
+            bootstrap_weights(count, resamples=resamples, generator=generator)
+            if count > 1
+            else torch.nan
+        )
         return docs, weights
 
     def _bits_per_byte_of_nats(self) -> Float[Tensor, "lang"]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from lens_lang.attribute.card import NeuronCard
 from lens_lang.attribute.cards import NeuronCards
-from lens_lang.attribute.effect import LanguageEffect
 from lens_lang.attribute.markup import change_text
 from lens_lang.attribute.promotion import Item
 from lens_lang.plot.cards import neuron_card
@@ -13,39 +12,31 @@ from lens_lang.sections.section import Section
 
 def cards_section(cards: NeuronCards) -> list[Section]:
     """What is known of single neurons: a table of all, then one card after another."""
+    columns = ["neuron", "neuron of", "fires most on", "promotes"]
+    text = [
+        "Each neuron by itself. Promotes: the vocabulary items that what it writes where it fires "
+        "makes likeliest; where the sign of its activation there is mixed or was not measured, "
+        "those of either sign."
+    ]
+    measured = any(card.effect for card in cards)
+    if measured:
+        columns += ["change on its own language without it", "without a random one"]
+        text.append(
+            "The effect is the change in nats per token when it alone is switched off, on the "
+            "languages that it is a neuron of, with a 95 % interval; beside it that of random "
+            "neurons of the same layer. The cards show all languages."
+        )
     rows = []
     for card in cards:
         often = max(card.firing.items(), key=lambda each: each[1], default=None)
-        own = _on_its_own(card)
-        rows.append(
-            [
-                card.name,
-                ", ".join(card.neighbourhood.languages),
-                "" if often is None else f"{often[0]} ({100 * often[1]:.1f} %)",
-                _promotes(card),
-                _joined({e.language: (e.delta_nll, e.ci_low, e.ci_high) for e in own}),
-                _joined({e.language: (e.control, e.control_low, e.control_high) for e in own}),
-            ]
-        )
-    overview = Section(
-        title="Single neurons",
-        text=[
-            "Each neuron by itself. Promotes: the vocabulary items that what it writes where it "
-            "fires makes likeliest; where the sign of its activation there is mixed or was not "
-            "measured, those of either sign. The effect is the change in nats per token when it "
-            "alone is switched off, on the languages that it is a neuron of, with a 95 % interval; "
-            "beside it that of random neurons of the same layer. The cards show all languages."
-        ],
-        columns=[
-            "neuron",
-            "neuron of",
-            "fires most on",
-            "promotes",
-            "change on its own language without it",
-            "without a random one",
-        ],
-        rows=rows,
-    )
+        row = [
+            card.name,
+            ", ".join(card.neighbourhood.languages),
+            "" if often is None else f"{often[0]} ({100 * often[1]:.1f} %)",
+            _promotes(card),
+        ]
+        rows.append([*row, *_changes(card)] if measured else row)
+    overview = Section(title="Single neurons", text=text, columns=columns, rows=rows)
     return [
         overview,
         *(
@@ -59,10 +50,16 @@ def cards_section(cards: NeuronCards) -> list[Section]:
     ]
 
 
-def _on_its_own(card: NeuronCard) -> list[LanguageEffect]:
+def _changes(card: NeuronCard) -> list[str]:
     """What the languages lose that the neuron is of: chosen beforehand, not for what they lose."""
     own = card.neighbourhood.languages
-    return [each for lang in own for each in card.effect if each.language == lang]
+    some = [each for lang in own for each in card.effect if each.language == lang]
+    return [
+        _joined({each.language: (each.delta_nll, each.ci_low, each.ci_high) for each in some}),
+        _joined(
+            {each.language: (each.control, each.control_low, each.control_high) for each in some}
+        ),
+    ]
 
 
 def _joined(changes: Mapping[str, tuple[float | None, float | None, float | None]]) -> str:

@@ -2,6 +2,7 @@
 
 from lens_lang.contexts import NeuronContexts
 from lens_lang.plot.text import top_contexts
+from lens_lang.sections.cells import Cell
 from lens_lang.sections.section import Section
 
 _SHOWN = 20  # as many as can be looked through, and as a page can hold
@@ -26,8 +27,8 @@ def contexts_section(name: str, contexts: NeuronContexts) -> Section:
                         f"{layer}.{index}",
                         lang,
                         f"{best.peak:+.3f}",
-                        best.tokens[best.at].strip() or "(blank)",
-                        " ".join(best.text.split()),
+                        Cell(best.tokens[best.at].strip() or "(blank)", lang=lang),
+                        Cell(" ".join(best.text.split()), lang=lang),
                     ]
                 )
     counted = ", ".join(

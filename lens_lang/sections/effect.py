@@ -99,7 +99,9 @@ def why_not(row: "pd.Series[Any]", neurons: LanguageNeurons | None) -> str:
             if beaten
             else "its own neurons do not hurt it"
         )
-    if not row["beyond_chance"]:
+    if row["own_low"] != row["own_low"]:
+        reasons.append("only one document was scored, which says nothing of others")
+    elif not row["beyond_chance"]:
         reasons.append("its own effect does not stand out from that of random neurons")
     because = ""
     if neurons is not None and count is not None and count < _FEW:

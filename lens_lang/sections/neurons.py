@@ -63,7 +63,7 @@ def neurons_section(name: str, neurons: LanguageNeurons) -> Section:
         neuron_figures.overlap(neurons),
     ]
     return Section(
-        title=f"Neurons found by {neurons.provenance.get('method', name)}",
+        title=_title(name, neurons.provenance),
         text=[
             f"{len(union):,} distinct neurons of {total:,}{where}"
             + (f": {shared}." if shared else "."),
@@ -82,6 +82,18 @@ def neurons_section(name: str, neurons: LanguageNeurons) -> Section:
         rows=rows,
         figures=[figure.to_json() for figure in figures],
     )
+
+
+def _title(name: str, record: Mapping[str, Any]) -> str:
+    match record.get("method", name):
+        case "lape" | "lave" | "lap" | "plnd" as method:
+            return f"Neurons found by {method.upper()}"
+        case "random":
+            return "Neurons drawn at random"
+        case "read from file":
+            return f"Neurons read from a file ({name})"
+        case method:
+            return f"Neurons found by {method}"
 
 
 def _terms(layers: int) -> str:
