@@ -5,20 +5,19 @@ several languages, all languages of an example together. With a run folder, sums
 half minute, and the same command continues where it was interrupted.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from lens_lang.batches import TokenBatch
 from lens_lang.corpora import Corpora, check_fits
 from lens_lang.errors import OptionError
+from lens_lang.fingerprint import weights_digest
 from lens_lang.parallel import TOGETHER, ParallelCorpora
 from lens_lang.passes import Passes, sum_batches
 from lens_lang.positions import check_everywhere
@@ -308,16 +307,3 @@ def _numbered(
 ) -> Iterator[TokenBatch]:
     for batch in batches:
         yield replace(batch, documents=numbers[batch.language][batch.documents])
-
-
-def weights_digest(model: HookedModel) -> str:
-    """Return a fingerprint of a model's weights: a few numbers of every parameter, hashed.
-
-    Tells one checkpoint from another; does not see every edit of a single weight.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():  # type: ignore[attr-defined]
-        few = parameter.detach().flatten()[:16].to("cpu", torch.float32)
-        digest.update(name.encode() + str(tuple(parameter.shape)).encode())
-        digest.update(few.numpy().tobytes())
-    return digest.hexdigest()[:16]

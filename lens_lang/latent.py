@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lens_lang.collection import weights_digest
 from lens_lang.concepts import Concept, Prompt
 from lens_lang.energy import token_energy, unembedding_gram
 from lens_lang.errors import ActivationError, OptionError, ShapeError
 from lens_lang.evaluate.significance import mean_interval
+from lens_lang.fingerprint import weights_digest
 from lens_lang.intervene import describe_hooks
 from lens_lang.lens import as_corpora, last_residuals, prepare
 from lens_lang.readout import chunks, read_logits

@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lens_lang.batches import TokenBatch
-from lens_lang.collection import weights_digest
 from lens_lang.corpora import Corpora, check_fits
 from lens_lang.curves import LanguageCurve
 from lens_lang.documents import Documents, bos_token, tokenise, tokenizer_of
 from lens_lang.errors import ActivationError, CorpusError, OptionError
+from lens_lang.fingerprint import weights_digest
 from lens_lang.identification import UNDETERMINED
 from lens_lang.intervene import describe_hooks
 from lens_lang.languages import distinct_languages, find_language, language_tag

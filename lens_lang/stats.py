@@ -344,7 +344,13 @@ def added(mine: AnyResult, theirs: AnyResult) -> AnyResult:
 
 
 def joined_provenance(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what two provenances agree on, and list both where they differ."""
+    """Keep what two provenances agree on, and list both where they differ.
+
+    Raises:
+        ShapeError: They say that two models were measured, or one under other hooks. Models are
+            told apart by their weights; by their names where weights are not recorded.
+    """
+    _check_one_model(mine, theirs)
     joined: dict[str, Any] = {}
     for key in {**mine, **theirs}:
         left, right = mine.get(key), theirs.get(key)
@@ -355,3 +361,18 @@ def joined_provenance(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dic
             both += right if isinstance(right, list) else [right]
             joined[key] = both
     return joined
+
+
+def _check_one_model(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    known = mine.keys() & theirs.keys()
+    which = "weights" if "weights" in known else "model"
+    for key, what in ((which, "models"), ("fwd_hooks", "hooks")):
+        if key in known and mine[key] != theirs[key]:
+            both = " and ".join(_told(each, key) for each in (mine, theirs))
+            raise ShapeError(f"Cannot add what was measured on different {what}: {both}")
+
+
+def _told(provenance: Mapping[str, Any], key: str) -> str:
+    if key == "weights":
+        return f"{provenance.get('model')} (weights {provenance[key]})"
+    return str(provenance[key] or "none")

@@ -26,6 +26,7 @@ from lens_lang.delta import Delta, WeightChange
 from lens_lang.errors import ActivationError, CorpusError, ModelError, OptionError, StorageError
 from lens_lang.evaluate.nll import DocumentNLL, document_nll, scored_positions, token_nll
 from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.fingerprint import weights_digest
 from lens_lang.neurons import NeuronSet, random_like
 from lens_lang.progress import progress_bar
 from lens_lang.readout import chunks
@@ -167,7 +168,9 @@ def tune(
     check_fits(corpora, model.cfg)
     described = {
         "model": model_name(model),
+        "weights": weights_digest(model),
         "neurons": {site.name: int(mask.sum()) for site, mask in neurons.masks.items()},
+        "neurons digest": neurons.digest,
         "corpora": corpora.describe(),
         "steps": steps,
         "lr": lr,

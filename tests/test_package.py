@@ -44,6 +44,7 @@ LEVELS: dict[str, int] = {
     "spelling": 2,
     "readout": 2,
     "positions": 1,
+    "fingerprint": 2,
     "progress": 0,
     "regions": 3,
     "single_neurons": 3,

@@ -415,14 +415,23 @@ def test_a_killed_run_continues_and_ends_with_the_same_weights(
 
 
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
-    def run(lr: float) -> None:
+    def run(lr: float = 1e-3, *, moved: int = 0, trained: bool = False) -> None:
         model = bridge(hf_model("llama"))
+        if trained:
+            with torch.no_grad():
+                next(model.parameters()).add_(0.5)
         neurons = some_neurons(model)
-        tune(model, neurons, TEXT, steps=1, lr=lr, recipe=QUIET, run_dir=tmp_path)
+        others = {site: mask.roll(moved, dims=1) for site, mask in neurons.masks.items()}
+        tune(model, NeuronSet(others), TEXT, steps=1, lr=lr, recipe=QUIET, run_dir=tmp_path)
 
-    run(1e-3)
-    with pytest.raises(StorageError, match="holds another run: it differs in lr"):
+    run()
+    run()
+    with pytest.raises(StorageError, match="holds another run: it differs in lr[.]"):
         run(1e-4)
+    with pytest.raises(StorageError, match="holds another run: it differs in neurons digest[.]"):
+        run(moved=1)
+    with pytest.raises(StorageError, match="holds another run: it differs in weights[.]"):
+        run(trained=True)
 
 
 # --- what is refused ---

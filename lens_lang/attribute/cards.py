@@ -21,10 +21,10 @@ from lens_lang.attribute.markup import visible
 from lens_lang.attribute.neighbourhood import Neighbourhood, check_neurons, neighbourhoods
 from lens_lang.attribute.promotion import promotions
 from lens_lang.attribute.writing import writing
-from lens_lang.collection import weights_digest
 from lens_lang.contexts import NeuronContexts
 from lens_lang.errors import OptionError, ShapeError, SiteError, StorageError, near_misses
 from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.fingerprint import weights_digest
 from lens_lang.neurons import LanguageNeurons
 from lens_lang.signs import NeuronSigns
 from lens_lang.single_neurons import NeuronName, neuron_place, neuron_set

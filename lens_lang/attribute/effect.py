@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lens_lang.collection import weights_digest
 from lens_lang.errors import OptionError, ShapeError, near_misses
 from lens_lang.evaluate.perplexity import PerplexityMatrix
+from lens_lang.fingerprint import weights_digest
 from lens_lang.intervene import ablate
 from lens_lang.single_neurons import neuron_set
 from lens_lang.sites import HookedModel, model_name

@@ -23,10 +23,10 @@ from lens_lang.attribute.writing import (
     token_vectors,
 )
 from lens_lang.batches import TokenBatch
-from lens_lang.collection import weights_digest
 from lens_lang.corpora import Corpora
 from lens_lang.documents import first_token, tokenizer_of
 from lens_lang.errors import ActivationError, OptionError, ShapeError
+from lens_lang.fingerprint import weights_digest
 from lens_lang.languages import find_language
 from lens_lang.lens import Prompts, as_corpora, prepare
 from lens_lang.parallel import ParallelCorpora

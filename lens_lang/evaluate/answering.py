@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from lens_lang.collection import weights_digest
 from lens_lang.continuing import prompt_tokens
 from lens_lang.decoding import Decoding, generate
 from lens_lang.errors import OptionError
 from lens_lang.evaluate.generation import GenerationMatrix, identifier_name, judged
 from lens_lang.evaluate.runs import measure_runs, plan_runs
+from lens_lang.fingerprint import weights_digest
 from lens_lang.identification import Identify, LangidIdentifier
 from lens_lang.intervene import Hooks
 from lens_lang.languages import distinct_languages, language_tag

@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lens_lang.batches import TokenBatch
-from lens_lang.collection import weights_digest
 from lens_lang.errors import CorpusError, OptionError
 from lens_lang.evaluate.categories import CategoryEffect
 from lens_lang.evaluate.judging import Judge
+from lens_lang.fingerprint import weights_digest
 from lens_lang.lens import prepare
 from lens_lang.parallel import ParallelCorpora
 from lens_lang.patterns import (

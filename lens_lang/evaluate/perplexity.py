@@ -26,6 +26,7 @@ from lens_lang.evaluate.significance import (
     prediction_interval,
     sign_flip_test,
 )
+from lens_lang.fingerprint import weights_digest
 from lens_lang.intervene import matched_control
 from lens_lang.languages import find_language
 from lens_lang.positions import check_everywhere
@@ -462,6 +463,7 @@ def perplexity_matrix(
             )
     provenance = {
         "model": model_name(model),
+        "weights": weights_digest(model),
         "corpora": corpora.describe(),
         "interventions": {
             name: [f"{hook}: {fn!r}" for hook, fn in hooks] for name, hooks in interventions.items()

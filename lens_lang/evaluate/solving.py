@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from lens_lang.collection import weights_digest
 from lens_lang.decoding import Decoding, generate
 from lens_lang.errors import CorpusError, OptionError
 from lens_lang.evaluate.metrics import exact_match, number_match, rouge_l, token_f1
 from lens_lang.evaluate.runs import HooksByLanguage, measure_runs, plan_runs
 from lens_lang.evaluate.task_scores import METRICS, TaskMatrix
+from lens_lang.fingerprint import weights_digest
 from lens_lang.likelihood import Likelihood, log_likelihoods, token_pairs
 from lens_lang.parts import Parts, fingerprint, model_fingerprint
 from lens_lang.positions import check_everywhere
