@@ -43,6 +43,21 @@ def neuron_place(neuron: NeuronName) -> tuple[int, int]:
     )
 
 
+def neuron_places(neurons: Iterable[NeuronName]) -> list[tuple[int, int]]:
+    """Return the layers and indices of several neurons.
+
+    Args:
+        neurons: Such as ``[(12, 1542)]`` or ``["12.1542"]``.
+
+    Raises:
+        OptionError: One of them is no neuron, or they are one neuron instead of a list.
+    """
+    given: list[Any] = list(neurons)
+    if isinstance(neurons, str) or any(isinstance(each, int) for each in given):
+        raise OptionError(f"Neurons come in a list: write [{neurons!r}]")
+    return [neuron_place(each) for each in given]
+
+
 def neuron_set(
     model: HookedModel, neurons: Iterable[NeuronName], *, site: Site = MLP_POST
 ) -> NeuronSet:
@@ -57,7 +72,7 @@ def neuron_set(
         OptionError: The model has no such layer or neuron, or these are not neurons.
         SiteError: The model has no such site.
     """
-    chosen = [neuron_place(each) for each in _several(neurons)]
+    chosen = neuron_places(neurons)
     shape = (n_layers(model), site_width(model, site))
     for layer, index in chosen:
         if not (0 <= layer < shape[0] and 0 <= index < shape[1]):
@@ -67,10 +82,3 @@ def neuron_set(
             )
     pairs = torch.tensor(chosen, dtype=torch.int64).view(-1, 2)
     return NeuronSet.from_indices(pairs, site=site, shape=shape)
-
-
-def _several(neurons: Iterable[NeuronName]) -> list[NeuronName]:
-    given: list[Any] = list(neurons)
-    if isinstance(neurons, str) or any(isinstance(each, int) for each in given):
-        raise OptionError(f"Neurons come in a list: write [{neurons!r}]")
-    return given

@@ -527,9 +527,24 @@ def test_contexts_of_the_up_projection_are_shown_and_its_frequencies_are_no_firi
     assert card.contexts["en"] == up.of((1, 7), "en")
     for shown in (repr(card), card._repr_html_()):
         assert "activation at mlp_up" in shown
-    counted = collect(measured.model, text, ActivationFrequency(site=MLP_UP), progress=False)
-    with pytest.raises(SiteError, match="mlp_up, and above 0 there is not firing"):
+    for site in (MLP_UP, MLP_POST):  # this model is gated
+        counted = collect(measured.model, text, ActivationFrequency(site=site), progress=False)
+        with pytest.raises(SiteError, match=f"{site.name}, and above 0 there is not firing"):
+            neuron_card(measured.model, (1, 7), vocabulary(), frequency=counted)
+
+
+def test_frequencies_above_another_threshold_are_no_firing(
+    measured: Measured, text: Corpora
+) -> None:
+    counted = collect(measured.model, text, ActivationFrequency(threshold=0.5), progress=False)
+    with pytest.raises(OptionError, match="above 0, and the frequencies are of values above 0.5"):
         neuron_card(measured.model, (1, 7), vocabulary(), frequency=counted)
+
+
+def test_neurons_may_come_from_an_iterator(measured: Measured) -> None:
+    places = [(1, 7), (0, 3)]
+    found = neuron_cards(measured.model, iter(places), vocabulary())
+    assert found.names == neuron_cards(measured.model, places, vocabulary()).names == ("1.7", "0.3")
 
 
 # --- which sign ---
@@ -718,7 +733,7 @@ def test_collections_unite_and_the_right_one_wins(measured: Measured, cards: Neu
         both["1.8"]
     with pytest.raises(OptionError, match=r"two cards: 1\.7"):
         NeuronCards((cards["1.7"], other["1.7"]))
-    with pytest.raises(ShapeError, match="of another"):
+    with pytest.raises(ShapeError, match="different models: .* and another"):
         cards + NeuronCards((), {"model": "another"})
     with pytest.raises(TypeError):
         cards + 1  # type: ignore[operator]
@@ -1190,6 +1205,14 @@ def test_without_a_folder_the_sample_is_counted_and_nothing_kept(
     assert set(told["firing"]) == {"en", "fr"}
     assert told["neighbourhood"]["method"] == "lape"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("loading")
+def test_without_a_folder_short_text_of_one_language_will_do(files: list[str]) -> None:
+    (told,) = json.loads(done("card", "1.7", *files[2:], "--tokens", 30, "--json"))
+    assert set(told["firing"]) == {"fr"}
+    assert told["provenance"]["firing tokens"] == {"fr": 30}
+    assert told["neighbourhood"]["languages"] == []
 
 
 @pytest.mark.usefixtures("loading")

@@ -1,5 +1,6 @@
 """The report is one file that needs no network, says everything, and runs nobody's script."""
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from lens_lang.patterns import SharingPatterns
 from lens_lang.plot.views import page_script
 from lens_lang.sections.effect import why_not
 from lens_lang.sections.neurons import neurons_section
+from lens_lang.sections.section import share_with_interval
 from lens_lang.sites import ATTN_K, ATTN_Q, MLP_POST
 from lens_lang.stats import Frequency
 from lens_lang.storage import write_tensors
@@ -453,6 +455,13 @@ def test_a_measurement_without_controls_is_reported(tmp_path: Path) -> None:
     elements = Elements(report(tmp_path).read_text(encoding="utf-8"))
     assert "0 random controls per intervention" in elements.text
     assert elements.cells.count("+1.000 [+1.000, +1.000]") == 3
+
+
+def test_one_sample_has_no_interval() -> None:
+    ends = torch.tensor([0.25, 0.75])
+    assert share_with_interval(0.5, ends) == "0.50 [0.25, 0.75]"
+    assert share_with_interval(0.5, ends * math.nan) == "0.50"
+    assert share_with_interval(0.5, ends * math.nan, percent=True) == "50.0 %"
 
 
 def test_what_was_not_measured_is_left_blank(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from lens_lang.errors import (
     StorageError,
 )
 from lens_lang.evaluate import nll as nll_module
+from lens_lang.evaluate import significance
 from lens_lang.evaluate.nll import DocumentNLL, document_nll, token_nll
 from lens_lang.evaluate.perplexity import PerplexityMatrix, perplexity_matrix
 from lens_lang.evaluate.significance import (
@@ -220,6 +221,23 @@ def by_hand(nll: list[list[float]], n_controls: int = 0, **changes: Any) -> Perp
     return PerplexityMatrix(**{**fields, "n_controls": n_controls, **changes})
 
 
+def test_a_batch_without_a_scored_token_is_no_obstacle(llama: Any) -> None:
+    """Without BOS, nothing stands before a document's only token."""
+    corpora = Corpora.from_tokens({"en": [[5, 9, 3], [7], [8, 4]]}, bos_id=None)
+    found = [document_nll(llama, corpora, batch_size=size)["en"] for size in (1, 2, 3)]
+    for each in found:
+        assert each.n_tokens.tolist() == [2, 0, 1]
+        assert each.nll[0, 1] == 0
+        torch.testing.assert_close(each.nll, found[0].nll)
+    assert len(token_nll(llama, torch.zeros(0, llama.cfg.d_model), torch.zeros(0).long())) == 0
+
+
+def test_a_share_of_corpora_is_refused(llama: Any) -> None:
+    corpora = Corpora.from_tokens({"en": [[5, 9, 3]] * 4}, bos_id=None)
+    with pytest.raises(OptionError, match="a share of others"):
+        perplexity_matrix(llama, corpora.sharded(0, 2), {})
+
+
 def test_averages_weigh_tokens_not_documents() -> None:
     matrix = by_hand([[20.0, 90.0], [30.0, 120.0]])
     assert matrix.baseline_nll.item() == pytest.approx(110 / 40)
@@ -386,17 +404,32 @@ class TestBootstrap:
         assert weights.mean(0).tolist() == pytest.approx([1.0] * 7, abs=0.2)
 
     def test_ratios_of_equal_documents_never_vary(self) -> None:
-        weights = bootstrap_weights(5, resamples=50, generator=torch.Generator().manual_seed(0))
-        ratios = bootstrap_ratio(torch.full((5,), 6.0), torch.full((5,), 3.0), weights)
+        generator = torch.Generator().manual_seed(0)
+        values, sizes = torch.full((5,), 6.0), torch.full((5,), 3.0)
+        ratios = bootstrap_ratio(values, sizes, resamples=50, generator=generator)
         torch.testing.assert_close(ratios, torch.full((50,), 2.0).double())
+
+    def test_portions_are_the_draws_of_one_piece(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        values, sizes = torch.randn(2, 30).double(), torch.arange(30.0)
+
+        def ratios() -> torch.Tensor:
+            generator = torch.Generator().manual_seed(3)
+            return bootstrap_ratio(values, sizes, resamples=50, generator=generator)
+
+        whole = ratios()
+        generator = torch.Generator().manual_seed(3)
+        weights = bootstrap_weights(29, resamples=50, generator=generator)  # one has no size
+        expected = (values[:, 1:] @ weights.T) / (weights @ sizes[1:].double())
+        torch.testing.assert_close(whole, expected)
+        monkeypatch.setattr(significance, "_HELD", 29 * 7)
+        torch.testing.assert_close(ratios(), whole)
 
     def test_the_interval_covers_the_truth_as_often_as_it_says(self) -> None:
         generator = torch.Generator().manual_seed(0)
         covered = 0
         for _ in range(200):
             values = torch.randn(40, generator=generator) + 1.0
-            weights = bootstrap_weights(40, resamples=300, generator=generator)
-            ratios = bootstrap_ratio(values, torch.ones(40), weights)
+            ratios = bootstrap_ratio(values, torch.ones(40), resamples=300, generator=generator)
             low, high = percentile_interval(ratios).tolist()
             covered += low <= 1.0 <= high
         assert 0.88 <= covered / 200 <= 0.99

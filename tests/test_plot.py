@@ -264,3 +264,15 @@ def test_the_depth_profile_shows_each_structures_share_of_its_layer() -> None:
     assert figure.layout.yaxis.title.text == "% of the layer's neurons"
     assert len({line.line.color for line in figure.data}) == 2
     assert len({line.marker.symbol for line in figure.data}) == 2  # not by colour alone
+
+
+def test_one_document_has_no_interval_to_hover_over() -> None:
+    """Nor has a control of one document."""
+    documents = {
+        lang: DocumentNLL(torch.tensor([[20.0], [25.0], [21.0], [20.5]]).double(), one, one)
+        for lang, one in (("en", torch.tensor([10])), ("fr", torch.tensor([10])))
+    }
+    matrix = PerplexityMatrix(("en",), ("en", "fr"), documents, 2)
+    said = [note for row in cells(plot.perplexity_matrix(matrix)).customdata for note in row]
+    assert said[0] == "en neurons changed, en read: +0.500 nats/token"
+    assert not any("nan" in note for note in said)

@@ -102,6 +102,27 @@ def test_provenance_keeps_what_agrees_and_lists_what_differs() -> None:
     assert (a + b).provenance == {"model": "toy", "shard": [0, 1]}
 
 
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ({"weights": "cd50"}, r"different models: toy \(weights 9d3c\) and toy \(weights cd50\)"),
+        ({"fwd_hooks": ["blocks.0.mlp.hook_post"]}, "different hooks: none and .*hook_post"),
+    ],
+)
+def test_what_was_measured_on_different_models_is_not_added(
+    theirs: dict[str, Any], message: str
+) -> None:
+    told = {"model": "toy", "weights": "9d3c", "fwd_hooks": []}
+    for make in (frequency, activations):
+        with pytest.raises(ShapeError, match=message):
+            make(0, provenance=told) + make(1, provenance={**told, **theirs})
+    # the same weights may lie in folders of different names; without weights names must do
+    moved = frequency(0, provenance=told) + frequency(1, provenance={**told, "model": "copy"})
+    assert moved.provenance["model"] == ["toy", "copy"]
+    with pytest.raises(ShapeError, match="different models: toy and copy"):
+        frequency(0, provenance={"model": "toy"}) + frequency(1, provenance={"model": "copy"})
+
+
 def test_probability_is_exact_beyond_float32() -> None:
     big = 2**24 + 1  # float32 cannot hold it
     freq = Frequency(

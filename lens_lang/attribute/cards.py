@@ -7,7 +7,7 @@ read from the weights. Firing, contexts and effect are shown where they were mea
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.fingerprint import weights_digest
 from lens_lang.neurons import LanguageNeurons
 from lens_lang.signs import NeuronSigns
-from lens_lang.single_neurons import NeuronName, neuron_place, neuron_set
+from lens_lang.single_neurons import NeuronName, neuron_place, neuron_places, neuron_set
 from lens_lang.sites import (
     MLP_POST,
     MLP_PRE,
@@ -86,9 +86,6 @@ class NeuronCards:
     def __add__(self, other: "NeuronCards") -> "NeuronCards":
         if not isinstance(other, NeuronCards):
             return NotImplemented
-        mine, theirs = (each.provenance.get("model") for each in (self, other))
-        if mine != theirs:
-            raise ShapeError(f"Cannot unite cards of neurons of {mine} and of {theirs}")
         both = {card.name: card for card in (*self.cards, *other.cards)}
         return NeuronCards(
             tuple(both.values()), joined_provenance(self.provenance, other.provenance)
@@ -197,7 +194,7 @@ def neuron_card(
 
 def neuron_cards(
     model: Any,
-    which: Sequence[NeuronName],
+    which: Iterable[NeuronName],
     vocabulary: VocabularyLanguages,
     *,
     frequency: Frequency | None = None,
@@ -230,8 +227,8 @@ def neuron_cards(
         SiteError: Something is not of MLP neurons.
         ModelError: The weights are quantised and cannot be read.
     """
-    neuron_set(model, which)  # refuses those it does not have
-    places = list(dict.fromkeys(neuron_place(each) for each in which))
+    places = list(dict.fromkeys(neuron_places(which)))
+    neuron_set(model, places)  # refuses those it does not have
     _check_measured(model, frequency, neurons, contexts, signs)
     if effect is not None:
         check_measured_on(model, effect.provenance, "effect")
@@ -309,13 +306,7 @@ def _check_measured(
     signs: NeuronSigns | None,
 ) -> None:
     if frequency is not None:
-        if frequency.site not in (MLP_PRE, MLP_POST):
-            said = (
-                "above 0 there is not firing" if frequency.site == MLP_UP else "no neuron of an MLP"
-            )
-            raise SiteError(
-                f"The frequencies are of {frequency.site.name}, and {said}: collect them at MLP_PRE"
-            )
+        _check_firing(model, frequency)
         shape = (frequency.count.shape[1], frequency.count.shape[2])
         check_layers(model, MLP_POST, shape, what="frequencies")
     if neurons is not None:
@@ -330,3 +321,23 @@ def _check_measured(
     ):
         if measured is not None:
             check_measured_on(model, measured.provenance, what)
+
+
+def _check_firing(model: HookedModel, frequency: Frequency) -> None:
+    """Refuse what a card would call firing and is not."""
+    site = frequency.site
+    if site not in (MLP_PRE, MLP_UP, MLP_POST):
+        raise SiteError(
+            f"The frequencies are of {site.name}, and no neuron of an MLP: collect them at MLP_PRE"
+        )
+    # a product is above 0 as well where both its factors are below
+    if site == MLP_UP or (site == MLP_POST and is_gated(model)):
+        raise SiteError(
+            f"The frequencies are of {site.name}, and above 0 there is not firing: collect them at "
+            "MLP_PRE"
+        )
+    if frequency.threshold != 0:
+        raise OptionError(
+            f"A card says where neurons fire, above 0, and the frequencies are of values above "
+            f"{frequency.threshold:g}: collect them with ActivationFrequency()"
+        )

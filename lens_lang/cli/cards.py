@@ -89,9 +89,11 @@ def card(
     train, held_out = _corpora(loaded, files, text_column)
     train = train if tokens is None else train.truncate(tokens=tokens)
     if frequency is None:
-        say(f"Counting on {sum(train.n_tokens.values()):,} tokens, for want of a frequency")
-        frequency = collect(loaded, train, ActivationFrequency())
-        found = lape(frequency) if run_dir is None else found
+        whole = train.laid_out(pack=False)  # short text, too
+        say(f"Counting on {sum(whole.n_tokens.values()):,} tokens, for want of a frequency")
+        frequency = collect(loaded, whole, ActivationFrequency())
+        if run_dir is None and len(whole.languages) > 1:  # of one there is no entropy
+            found = lape(frequency)
     elif _other_text(frequency, train):
         say("Contexts come from other text, or other rows, than the folder's frequency; see --text")
     contexts, signs = collect(loaded, train, TopContexts(chosen), FiringSign(chosen))

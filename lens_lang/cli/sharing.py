@@ -146,7 +146,8 @@ def _shown(row: dict[Any, Any]) -> dict[str, Any]:
     for name in ("delta", "control", "beyond"):
         if name in row:
             low, high = row[f"{name}_low"], row[f"{name}_high"]
-            found[name] = f"{row[name]:+.2f} [{low:+.2f}, {high:+.2f}]"
+            ends = f" [{low:+.2f}, {high:+.2f}]" if low == low else ""
+            found[name] = f"{row[name]:+.2f}{ends}"
     return found
 
 

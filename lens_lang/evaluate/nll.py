@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lens_lang.batches import TokenBatch
 from lens_lang.corpora import Corpora, check_fits
-from lens_lang.errors import ActivationError, CorpusError
+from lens_lang.errors import ActivationError, CorpusError, OptionError
 from lens_lang.positions import check_everywhere
 from lens_lang.readout import chunks, read_logits
 from lens_lang.sites import (
@@ -96,7 +96,13 @@ def nll_of_runs(
 
     Raises:
         CorpusError: There is no token to score.
+        OptionError: The corpora are a share of others.
     """
+    if corpora.shard != (0, 1):
+        raise OptionError(
+            "These corpora are a share of others, and NLL of shares cannot be put together: give "
+            "the whole, or truncate(tokens=...)"
+        )
     (docs,) = corpora.documents.values()
     batches = list(corpora.batches(batch_size))
     n_tokens = torch.zeros(len(docs), dtype=torch.int64)
@@ -140,6 +146,8 @@ def _batch_nll(
 ) -> Float[Tensor, "batch"]:
     """Sum of NLL over each row's scored tokens, reading the residual stream in chunks."""
     scored = scored_positions(batch)
+    if not bool(scored.any()):  # single tokens, with nothing before them
+        return torch.zeros(len(batch.tokens), dtype=torch.float64)
     rows, places = scored.nonzero(as_tuple=True)
     targets = batch.tokens[rows, places]
     sums = torch.zeros(len(batch.tokens), dtype=torch.float64)
@@ -182,6 +190,8 @@ def token_nll(
     Returns:
         Nats per token, float32.
     """
+    if not len(resid):
+        return resid.new_zeros(0, dtype=torch.float32)
     found = []
     for some in chunks(model, len(resid)):
         logits = read_logits(model, resid[some])

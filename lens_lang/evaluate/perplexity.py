@@ -20,7 +20,6 @@ from lens_lang.errors import OptionError, StorageError
 from lens_lang.evaluate.nll import DocumentNLL, nll_of_runs
 from lens_lang.evaluate.significance import (
     bootstrap_ratio,
-    bootstrap_weights,
     holm,
     percentile_interval,
     prediction_interval,
@@ -158,9 +157,12 @@ class PerplexityMatrix:
         columns = []
         for lang in self.languages:
             generator = torch.Generator().manual_seed(seed)
-            docs, weights = self._resampling(lang, resamples, generator)
-            change = docs.nll[1 : 1 + len(self.interventions)] - docs.nll[0]
-            resampled = bootstrap_ratio(change, docs.n_tokens.double(), weights)
+            resampled = bootstrap_ratio(
+                self._changes(lang),
+                self.documents[lang].n_tokens.double(),
+                resamples=resamples,
+                generator=generator,
+            )
             columns.append(percentile_interval(resampled, level=level))
         return torch.stack(columns, dim=1)
 
@@ -181,9 +183,13 @@ class PerplexityMatrix:
         columns = []
         for lang in self.languages:
             generator = torch.Generator().manual_seed(seed)
-            docs, weights = self._resampling(lang, resamples, generator)
-            change = (self._control_rows(lang) - docs.nll[0]).mean(1)
-            resampled = bootstrap_ratio(change, docs.n_tokens.double(), weights)
+            docs = self.documents[lang]
+            resampled = bootstrap_ratio(
+                (self._control_rows(lang) - docs.nll[0]).mean(1),
+                docs.n_tokens.double(),
+                resamples=resamples,
+                generator=generator,
+            )
             draws = self._control_deltas(lang)
             columns.append(prediction_interval(draws, resampled.std(-1), level=level))
         return torch.stack(columns, dim=1)
@@ -211,8 +217,8 @@ class PerplexityMatrix:
         places = [(self.interventions.index(lang), self.languages.index(lang)) for lang in own]
         p = torch.tensor([float(self.p_beyond[place]) for place in places], dtype=torch.float64)
         rows = [
-            self._judge(lang, *both)
-            for lang, *both in zip(own, p.tolist(), holm(p).tolist(), strict=True)
+            self._judge(*place, p=each, p_holm=corrected)
+            for place, each, corrected in zip(places, p.tolist(), holm(p).tolist(), strict=True)
         ]
         return pd.DataFrame(rows).set_index("language") if rows else pd.DataFrame()
 
@@ -312,20 +318,9 @@ class PerplexityMatrix:
         change = self._control_rows(lang) - docs.nll[0]
         return change.sum(-1) / docs.n_tokens.sum()
 
-    def _resampling(
-        self, lang: str, resamples: int, generator: torch.Generator
-    ) -> tuple[DocumentNLL, Float[Tensor, "resample doc"]]:
-        """The documents, and how often each is drawn of those that have a scored token."""
-        docs = self.documents[lang]
-        scored = docs.n_tokens > 0
-        count = int(scored.sum())
-        weights = torch.zeros(resamples, len(scored), dtype=torch.float64)
-        weights[:, scored] = (
-            bootstrap_weights(count, resamples=resamples, generator=generator)
-            if count > 1
-            else torch.nan
-        )
-        return docs, weights
+    def _changes(self, lang: str) -> Float[Tensor, "intervention doc"]:
+        nll = self.documents[lang].nll
+        return nll[1 : 1 + len(self.interventions)] - nll[0]
 
     def _bits_per_byte_of_nats(self) -> Float[Tensor, "lang"]:
         factors = []
@@ -335,8 +330,7 @@ class PerplexityMatrix:
             factors.append(docs.n_tokens.sum() / (n_bytes * torch.tensor(2.0).log()))
         return torch.stack(factors).double()
 
-    def _judge(self, lang: str, p: float, p_holm: float) -> dict[str, Any]:
-        row, column = self.interventions.index(lang), self.languages.index(lang)
+    def _judge(self, row: int, column: int, *, p: float, p_holm: float) -> dict[str, Any]:
         delta, ci = self.delta_nll, self.ci
         own = float(delta[row, column])
         others = [j for j in range(len(self.languages)) if j != column]
@@ -351,7 +345,7 @@ class PerplexityMatrix:
         control_low, control_high = self.control_ci[row, column].tolist()
         rival_change = rivals.get(rival, float("nan"))
         return {
-            "language": lang,
+            "language": self.languages[column],
             "own": own,
             "own_low": float(ci[row, column, 0]),
             "own_high": float(ci[row, column, 1]),
@@ -374,18 +368,27 @@ class PerplexityMatrix:
         }
 
     def _selectivity_interval(self, row: int, column: int) -> tuple[float, float]:
-        """Languages have their own documents, so each is resampled by itself."""
-        resampled = []
-        for number, lang in enumerate(self.languages):
-            generator = torch.Generator().manual_seed(number)
-            docs, weights = self._resampling(lang, _RESAMPLES, generator)
-            change = docs.nll[1 + row] - docs.nll[0]
-            resampled.append(bootstrap_ratio(change, docs.n_tokens.double(), weights))
-        own = resampled.pop(column)
-        if not resampled:
+        if len(self.languages) < 2:
             return float("nan"), float("nan")
-        low, high = percentile_interval(own - torch.stack(resampled).mean(0)).tolist()
+        own = self._resampled[column, row]
+        others = torch.cat([self._resampled[:column, row], self._resampled[column + 1 :, row]])
+        low, high = percentile_interval(own - others.mean(0)).tolist()
         return low, high
+
+    @cached_property
+    def _resampled(self) -> Float[Tensor, "lang intervention resample"]:
+        """Languages have their own documents, so each is resampled by itself."""
+        return torch.stack(
+            [
+                bootstrap_ratio(
+                    self._changes(lang),
+                    self.documents[lang].n_tokens.double(),
+                    resamples=_RESAMPLES,
+                    generator=torch.Generator().manual_seed(number),
+                )
+                for number, lang in enumerate(self.languages)
+            ]
+        )
 
 
 def perplexity_matrix(

@@ -16,7 +16,7 @@ from torch import Tensor
 from lens_lang.errors import OptionError
 
 _HELD = 2**18
-"""Signs held at once, and sums: 2 MiB each, which a processor's cache holds, too."""
+"""Signs, sums or documents drawn that are held at once: 2 MiB, which a cache holds, too."""
 
 _ROUNDING = 1e-9
 """Sums that differ by this share of what is summed are equal: far above float64's rounding."""
@@ -45,21 +45,45 @@ def bootstrap_weights(
 
 
 def bootstrap_ratio(
-    values: Float[Tensor, "... doc"],
+    values: Float[Tensor, "*many doc"],
     sizes: Float[Tensor, "doc"],
-    weights: Float[Tensor, "resample doc"],
-) -> Float[Tensor, "... resample"]:
+    *,
+    resamples: int,
+    generator: torch.Generator,
+) -> Float[Tensor, "*many resample"]:
     """Return a ratio of sums, such as nats per token, in every resample of the documents.
+
+    Resamples are drawn in portions, so that memory does not grow with the documents.
 
     Args:
         values: What is summed, for example the change in a document's NLL.
-        sizes: What it is divided by, for example the document's number of tokens.
-        weights: From `bootstrap_weights`.
+        sizes: What it is divided by, for example the document's number of tokens. Documents of
+            size 0 are not drawn.
+        resamples: Number of resamples.
+        generator: Source of randomness.
 
     Returns:
-        sum(weights * values) / sum(weights * sizes).
+        sum(values) / sum(sizes) over the documents drawn; NaN where fewer than two can be drawn:
+        one document says nothing of others.
+
+    Examples:
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> two = torch.tensor([2.0, 6.0])
+        >>> bootstrap_ratio(2 * two, two, resamples=3, generator=draw).tolist()
+        [2.0, 2.0, 2.0]
     """
-    return (values.double() @ weights.T) / (weights @ sizes.double())
+    drawn_from = sizes > 0
+    values, sizes = values[..., drawn_from].double(), sizes[drawn_from].double()
+    count = len(sizes)
+    if count < 2:
+        return torch.full((*values.shape[:-1], resamples), math.nan, dtype=torch.float64)
+    ratios = []
+    most = max(1, _HELD // count)
+    for start in range(0, resamples, most):
+        some = min(most, resamples - start)
+        weights = bootstrap_weights(count, resamples=some, generator=generator)
+        ratios.append((values @ weights.T) / (weights @ sizes))
+    return torch.cat(ratios, dim=-1)
 
 
 def mean_interval(
@@ -86,12 +110,10 @@ def mean_interval(
         [1.0, 1.0]
     """
     count = values.shape[-1]
-    if count < 2:
-        return torch.full((*values.shape[:-1], 2), math.nan, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
-    weights = bootstrap_weights(count, resamples=resamples, generator=generator)
     sizes = torch.ones(count, dtype=torch.float64)
-    return percentile_interval(bootstrap_ratio(values, sizes, weights), level=level)
+    resampled = bootstrap_ratio(values, sizes, resamples=resamples, generator=generator)
+    return percentile_interval(resampled, level=level)
 
 
 def sign_flip_test(

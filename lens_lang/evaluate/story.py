@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lens_lang.errors import StorageError
 from lens_lang.evaluate.significance import (
-    bootstrap_weights,
+    bootstrap_ratio,
     holm,
     percentile_interval,
     prediction_test,
@@ -295,13 +295,10 @@ class _Story:
     def _resampled(self, changes: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "resample"]]:
         means = {}
         for number, (lang, change) in enumerate(changes.items()):
-            if len(change) < 2:  # which says nothing of others
-                means[lang] = torch.full((_RESAMPLES,), torch.nan, dtype=torch.float64)
-                continue
             seed = 0 if self._aligned else number
             generator = torch.Generator().manual_seed(seed)
-            weights = bootstrap_weights(len(change), resamples=_RESAMPLES, generator=generator)
-            means[lang] = weights @ change.double() / len(change)
+            each = torch.ones(len(change), dtype=torch.float64)
+            means[lang] = bootstrap_ratio(change, each, resamples=_RESAMPLES, generator=generator)
         english = means[PIVOT]
         others = torch.stack([means[lang] for lang in self.others]).mean(0)
         return {"d_english": english, "d_others": others, "delta": english - others}

@@ -16,6 +16,7 @@ from lens_lang.plot.style import (
     figure_class,
     finish_panels,
     heat_map,
+    interval_text,
     panels,
     set_style,
 )
@@ -193,7 +194,7 @@ def category_effect(effect: CategoryEffect) -> "go.Figure":
                 legendgroup=name,
                 showlegend=kind == 0,
                 customdata=[
-                    f"{lang}: {value:+.3f} nats [{a:+.3f}, {b:+.3f}]"
+                    f"{lang}: {value:+.3f} nats{interval_text(a, b)}"
                     for lang, value, a, b in zip(
                         rows["language"], rows[key], low, high, strict=True
                     )

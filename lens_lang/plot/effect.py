@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lens_lang.evaluate.perplexity import PerplexityMatrix
-from lens_lang.plot.style import heat_map
+from lens_lang.plot.style import heat_map, interval_text
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -28,8 +28,8 @@ def perplexity_matrix(matrix: PerplexityMatrix) -> "go.Figure":
     labels = list(matrix.interventions)
     hover = [
         [
-            f"{name} neurons changed, {lang} read: {delta[i, j]:+.3f} nats/token "
-            f"[{ci[i, j, 0]:+.3f}, {ci[i, j, 1]:+.3f}]"
+            f"{name} neurons changed, {lang} read: {delta[i, j]:+.3f} nats/token"
+            + interval_text(*ci[i, j].tolist())
             for j, lang in enumerate(matrix.languages)
         ]
         for i, name in enumerate(matrix.interventions)
@@ -76,6 +76,6 @@ def _control_row(matrix: PerplexityMatrix) -> tuple[Float[Tensor, "lang"], list[
         low, high = ci[rows, j].nanmean(0).tolist()
         notes.append(
             f"{matrix.n_controls} random sets as large as {lang if own else 'the others'}, "
-            f"{lang} read: {values[-1]:+.3f} nats/token [{low:+.3f}, {high:+.3f}]"
+            f"{lang} read: {values[-1]:+.3f} nats/token{interval_text(low, high)}"
         )
     return torch.stack(values), notes

@@ -18,6 +18,7 @@ from lens_lang.plot.style import (
     colour_of,
     figure_class,
     heat_map,
+    interval_text,
     set_style,
 )
 
@@ -243,7 +244,7 @@ def _note(row: _Row) -> str:
     lines = [
         f"{row['intervention']}: {row['rate']:.2f} of {row['answers']} answers in "
         f"{'their own language' if row['wanted'] == 'own' else row['wanted']}"
-        + _interval(row["rate_low"], row["rate_high"])
+        + interval_text(row["rate_low"], row["rate_high"], ".2f")
     ]
     if row["intervention"] != WITHOUT:
         control = row["control"]
@@ -256,10 +257,6 @@ def _note(row: _Row) -> str:
     if row["nll"] == row["nll"]:
         written.append(f"NLL {row['nll']:.2f} nats per token")
     return "<br>".join([*lines, ", ".join(written)])
-
-
-def _interval(low: float, high: float) -> str:
-    return f" [{low:.2f}, {high:.2f}]" if low == low else ""
 
 
 def _colours(matrix: GenerationMatrix) -> dict[str, str]:

@@ -165,10 +165,25 @@ def line_with_band(
         legendgroup=name,
         showlegend=in_legend,
         customdata=[
-            f"{name}, layer {layer}: {value:.3f} [{low:.3f}, {high:.3f}]"
+            f"{name}, layer {layer}: {value:.3f}{interval_text(low, high, '.3f')}"
             for layer, value, (low, high) in zip(layers, values.tolist(), ci.tolist(), strict=True)
         ],
         hovertemplate="%{customdata}<extra></extra>",
         row=row,
         col=column,
     )
+
+
+def interval_text(low: float, high: float, form: str = "+.3f") -> str:
+    """Write an interval behind a value.
+
+    Args:
+        low: Lower end; NaN where there is no interval.
+        high: Upper end.
+        form: How numbers are written.
+
+    Examples:
+        >>> interval_text(0.5, 1.25, ".2f"), interval_text(float("nan"), float("nan"))
+        (' [0.50, 1.25]', '')
+    """
+    return "" if low != low else f" [{low:{form}}, {high:{form}}]"

@@ -54,12 +54,12 @@ def change_with_interval(value: float | int, low: float | int, high: float | int
 
 
 def share_with_interval(value: Any, ci: Any, *, percent: bool = False) -> str:
-    """To two places, with the two ends that ``ci`` holds; or in %, to one."""
+    """To two places, with the two ends that ``ci`` holds unless they are NaN; or in %, to one."""
     factor = 100 if percent else 1
     mean, low, high = (factor * float(x) for x in (value, *ci.tolist()))
-    ends = f"[{low:.1f}, {high:.1f}]" if percent else f"[{low:.2f}, {high:.2f}]"
     said = f"{mean:.1f} %" if percent else f"{mean:.2f}"
-    return Cell(f"{said} {ends}", value=mean, low=low, high=high)
+    ends = f"[{low:.1f}, {high:.1f}]" if percent else f"[{low:.2f}, {high:.2f}]"
+    return Cell(said if low != low else f"{said} {ends}", value=mean, low=low, high=high)
 
 
 def p_value(p: float | int, *, at_floor: bool = False) -> str:
