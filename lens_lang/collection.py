@@ -287,8 +287,10 @@ def _rows_for(
     documents = corpora.one_document_a_row(max_tokens=longest)
     cut = corpora.cut_documents(max_tokens=longest)
     cut = {f"documents {what}": counts for what, counts in cut.items() if counts}
-    # Whatever is counted by the token must see the rows that it was given.
-    as_given = not corpora.pack and documents.n_batches(1) == corpora.n_batches(1)
+    # Whatever is counted by the token must see the rows that it was given: all of them are
+    # compared, for a share of other rows may have as many.
+    wholes = [replace(each, shard=(0, 1)) for each in (documents, corpora)]
+    as_given = not corpora.pack and wholes[0].n_batches(1) == wholes[1].n_batches(1)
     if len(limits) > 1 and (cut or not as_given):
         raise OptionError(
             f"One spec reads whole documents of at most {longest} tokens, another any rows: "

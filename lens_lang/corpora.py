@@ -62,7 +62,7 @@ class Corpora:
     @classmethod
     def from_tokens(
         cls,
-        documents: Mapping[str, Sequence[Sequence[int]]],
+        documents: Mapping[str, Sequence[Sequence[int] | Int[Tensor, "_"]]],
         *,
         ctx_len: int | None = None,
         bos_id: int | None = None,
@@ -72,8 +72,8 @@ class Corpora:
         """Build corpora from token ids, without a tokeniser.
 
         Args:
-            documents: For each language, documents as lists of token ids. Labels are kept as
-                they are; they need not be language tags.
+            documents: For each language, documents as lists or tensors of token ids. Labels are
+                kept as they are; they need not be language tags.
             ctx_len: Tokens per row; None gives every document a row of its own.
             bos_id: Token to put in front of every row.
             count_bos: Whether statistics count it.
@@ -552,7 +552,7 @@ def _token_row(document: Any, lang: str) -> Int[Tensor, "doc_token"]:
             f"A document of {lang!r} must be a list of token ids, got {type(document).__name__}: "
             "give a list of such lists"
         )
-    return row.to(torch.int64)
+    return row.to("cpu", torch.int64)
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lens_lang.errors import OptionError, ShapeError, SiteError
-from lens_lang.neurons import LanguageNeurons, NeuronSet, random_like
+from lens_lang.neurons import LanguageNeurons, NeuronSet, draw_others
 from lens_lang.positions import Positions, acts_on, check_positions
 from lens_lang.sites import MLP_POST, MLP_UP, FwdHooks, HookFn, Site
 from lens_lang.stats import Activations, check_result
@@ -271,6 +271,7 @@ def matched_control(fwd_hooks: FwdHooks, *, generator: torch.Generator) -> Hooks
 
     Raises:
         OptionError: A hook is not of this module, so nobody can say what would match it.
+        ShapeError: A layer has too few other neurons.
     """
     controls: Hooks = []
     named = [(name, hook) for name, hook in fwd_hooks if isinstance(name, str)]
@@ -279,10 +280,11 @@ def matched_control(fwd_hooks: FwdHooks, *, generator: torch.Generator) -> Hooks
             "A hook is placed by a filter function, so it has no matched control: place it by name"
         )
     # Two edits of the same layer (as in `steer`) must not draw each other's neurons.
-    taken: dict[str, NeuronSet] = {}
+    taken: dict[tuple[str, int], Tensor] = {}
     edits = [(name, edit) for name, edit in named if isinstance(edit, NeuronEdit)]
     for name, edit in edits:
-        taken[name] = taken[name] | _as_set(edit) if name in taken else _as_set(edit)
+        mask = taken.setdefault((name, edit.width), torch.zeros(edit.width, dtype=torch.bool))
+        mask[edit.indices] = True
     notes: dict[int, UpProjection] = {}
     directions: dict[int, Tensor] = {}
     for name, hook in named:
@@ -290,9 +292,12 @@ def matched_control(fwd_hooks: FwdHooks, *, generator: torch.Generator) -> Hooks
             notes[id(hook)] = UpProjection(hook.layer)
             controls.append((name, notes[id(hook)]))
         elif isinstance(hook, NeuronEdit):
-            drawn = random_like(_as_set(hook), generator=generator, exclude=taken[name])
-            taken[name] = taken[name] | drawn
-            edit = hook.with_neurons(drawn.indices(hook.site)[:, 1])
+            mask = taken[name, hook.width]
+            drawn = draw_others(
+                mask, len(hook.indices), generator=generator, site=hook.site, layer=hook.layer
+            )
+            mask[drawn] = True
+            edit = hook.with_neurons(drawn)
             if hook.up is not None:
                 edit = dataclasses.replace(edit, up=notes[id(hook.up)])
             controls.append((name, edit))
@@ -350,12 +355,6 @@ def _amount(edit: NeuronEdit) -> str:
     found = sorted(set(edit.values.tolist()))
     said = f"{found[0]:g}" if len(found) == 1 else "a value of its own for each"
     return f"{said} (as act(gate))" if edit.up is not None else said
-
-
-def _as_set(edit: NeuronEdit) -> NeuronSet:
-    mask = torch.zeros(1, edit.width, dtype=torch.bool)
-    mask[0, edit.indices] = True
-    return NeuronSet({edit.site: mask})
 
 
 def _edits(

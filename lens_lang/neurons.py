@@ -72,7 +72,7 @@ class NeuronSet:
             >>> NeuronSet.from_indices(torch.tensor([[1, 2]]), site=MLP_POST, shape=(2, 4))
             NeuronSet(1 neuron: mlp_post 1 of 2 x 4)
         """
-        limit = torch.tensor(shape)
+        indices, limit = indices.cpu(), torch.tensor(shape)
         if indices.numel() and bool(((indices < 0) | (indices >= limit)).any()):
             worst = tuple(indices[((indices < 0) | (indices >= limit)).any(1)][0].tolist())
             raise ShapeError(f"Neuron (layer, index) {worst} lies outside {shape} at {site.name}")
@@ -419,15 +419,44 @@ def random_like(
         outside = mask if exclude is None else exclude.masks.get(site, torch.zeros_like(mask))
         drawn = torch.zeros_like(mask)
         for layer, wanted in enumerate(mask.sum(1).tolist()):
-            free = (~outside[layer]).nonzero().flatten()
-            if len(free) < wanted:
-                raise ShapeError(
-                    f"Layer {layer} of {site.name} has {len(free)} neurons outside the set, too "
-                    f"few to match its {wanted} members with others"
-                )
-            drawn[layer, free[torch.randperm(len(free), generator=generator)[:wanted]]] = True
+            others = draw_others(
+                outside[layer], wanted, generator=generator, site=site, layer=layer
+            )
+            drawn[layer, others] = True
         masks[site] = drawn
     return NeuronSet(masks)
+
+
+def draw_others(
+    taken: Bool[Tensor, "neuron"],
+    wanted: int,
+    *,
+    generator: torch.Generator,
+    site: Site,
+    layer: int,
+) -> Int[Tensor, "wanted"]:
+    """Draw neurons of one layer at random from outside those that are taken.
+
+    Args:
+        taken: True for neurons not to draw.
+        wanted: How many to draw.
+        generator: Source of randomness.
+        site: Their site, for the error message.
+        layer: Their layer, for the error message.
+
+    Returns:
+        The indices of those drawn, sorted.
+
+    Raises:
+        ShapeError: Too few are left.
+    """
+    free = (~taken).nonzero().flatten()
+    if len(free) < wanted:
+        raise ShapeError(
+            f"Layer {layer} of {site.name} has {len(free)} neurons outside the set, too few to "
+            f"match its {wanted} members with others"
+        )
+    return free[torch.randperm(len(free), generator=generator)[:wanted]].sort().values
 
 
 def _expected_overlap(mine: NeuronSet, theirs: NeuronSet) -> float:

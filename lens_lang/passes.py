@@ -1,7 +1,8 @@
 """Forward passes whose activations go to statistics and nowhere else.
 
-One pass feeds all specs and stops after the last layer they need. Sums change only after a whole
-batch went well, so that an interruption loses one batch and counts nothing twice.
+One pass feeds all specs and stops after the last layer they need. Sums are replaced, all at once,
+only after a whole batch went well, so that an interruption loses one batch and counts nothing
+twice.
 """
 
 import logging
@@ -141,12 +142,15 @@ def sum_batches(
             seen[current] += 1
             if seen[current] <= state.n_batches:
                 continue
-            # Sums change only after the whole batch went well: an interruption loses one batch.
-            sums, counted = passes.sum(batch)
-            for total, part in zip(state.sums, sums, strict=True):
-                total.merge(part)
-            state.n_tokens += counted
-            state.n_batches += 1
+            parts, counted = passes.sum(batch)
+            totals = [Sums() for _ in passes.specs]
+            for both in (state.sums, parts):
+                for total, each in zip(totals, both, strict=True):
+                    total.merge(each)
+            # One statement: interrupted anywhere, a batch is in all sums and counts or in none.
+            states[current] = state = RunState(
+                totals, state.n_tokens + counted, state.n_batches + 1
+            )
             bar.set_postfix_str(current, refresh=False)
             bar.update()
             done = state.n_batches == planned[current]

@@ -1,5 +1,6 @@
 """Collecting counts every token once: against brute force, in any layout, through any accident."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from lens_lang import passes, run_folder
 from lens_lang.collection import collect, collect_parallel
+from lens_lang.contexts import TopContexts
 from lens_lang.corpora import Corpora
 from lens_lang.detect.lape import lape
 from lens_lang.errors import ActivationError, CorpusError, OptionError, SiteError, StorageError
@@ -26,6 +28,7 @@ from lens_lang.neurons import NeuronSet
 from lens_lang.parallel import ParallelCorpora
 from lens_lang.patterns import SharingPattern
 from lens_lang.sites import MLP_POST, MLP_PRE, MLP_UP, is_gated, n_layers, site_width
+from lens_lang.specs import Sums
 from lens_lang.stats import ActivationFrequency, Frequency, MeanActivation
 
 
@@ -148,6 +151,23 @@ def test_shards_add_up_to_one_pass_exactly(count: int, batch_size: int) -> None:
     assert torch.equal(total.count, whole.count)
     assert torch.equal(total.n_tokens, whole.n_tokens)
     assert lape(total, top=0.05) == lape(whole, top=0.05)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_share_goes_with_whole_documents_if_all_of_it_does(llama: Any, count: int) -> None:
+    """Five documents in six rows: every share of four has as many of either, but not the same."""
+    corpora = Corpora.from_tokens(
+        {"en": random_documents([10, 5, 5, 5, 5])}, ctx_len=9, bos_id=1, pack=False
+    )
+    one = torch.zeros(n_layers(llama), site_width(llama, MLP_POST), dtype=torch.bool)
+    one[1, 7] = True
+    specs = (ActivationFrequency(), TopContexts(NeuronSet({MLP_POST: one}), max_tokens=20))
+    for index in range(count):
+        with pytest.raises(OptionError, match="collect them in two calls"):
+            collect(llama, corpora.sharded(index, count), *specs, batch_size=1)
+        whole_rows = corpora.laid_out(ctx_len=11).sharded(index, count)
+        freq, _ = collect(llama, whole_rows, *specs, batch_size=1)
+        assert int(freq.n_tokens) > 0
 
 
 def test_language_order_permutes_results_and_nothing_else(llama: Any, corpora: Corpora) -> None:
@@ -280,6 +300,29 @@ class TestRunFolder:
         assert torch.equal(resumed[1].sum, whole[1].sum)
         assert torch.equal(resumed[1].sum_sq, whole[1].sum_sq)
         assert lape(resumed[0], top=0.05) == lape(whole[0], top=0.05)
+
+    @pytest.mark.parametrize("after", range(1, 10))
+    def test_interrupted_while_adding_a_batch_counts_it_once(
+        self, llama: Any, corpora: Corpora, tmp_path: Path, after: int
+    ) -> None:
+        specs = (ActivationFrequency(), MeanActivation())
+        whole = collect(llama, corpora, *specs, batch_size=1)
+        merge, calls = Sums.merge, itertools.count(1)
+
+        def merge_and_die(self: Sums, other: Sums) -> None:
+            merge(self, other)
+            if next(calls) == after:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Sums, "merge", merge_and_die)
+            with pytest.raises(KeyboardInterrupt):
+                collect(llama, corpora, *specs, batch_size=1, run_dir=tmp_path)
+        resumed = collect(llama, corpora, *specs, batch_size=1, run_dir=tmp_path)
+        assert torch.equal(resumed[0].count, whole[0].count)
+        assert torch.equal(resumed[0].n_tokens, whole[0].n_tokens)
+        assert torch.equal(resumed[1].sum, whole[1].sum)
+        assert torch.equal(resumed[1].sum_sq, whole[1].sum_sq)
 
     def test_a_finished_run_is_read_not_repeated(
         self, llama: Any, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -15,6 +15,8 @@ from conftest import random_documents
 from hypothesis import given
 from hypothesis import strategies as st
 from lingua import Language, LanguageDetectorBuilder
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lens_lang.corpora import Corpora, check_fits, sample_sentences
 from lens_lang.errors import CorpusError, LanguageError, OptionError
@@ -30,6 +32,26 @@ def counted(corpora: Corpora, batch_size: int = 3, **options: Any) -> dict[str, 
         for row, mask in zip(batch.tokens, batch.mask, strict=True):
             tokens[batch.language] += row[mask].tolist()
     return tokens
+
+
+class Elsewhere(Tensor):
+    """Stands for a tensor on a GPU: not mixed with those that are here, nor read, until moved."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operands = tree_leaves((args, kwargs))
+        mixed = any(type(each) is Tensor and each.ndim for each in operands)
+        if mixed or func in (Tensor.numpy, Tensor.__array__):
+            raise RuntimeError("Expected all tensors to be on the same device")
+        found = super().__torch_function__(func, types, args, kwargs)
+        if func is Tensor.cpu or (func is Tensor.to and "cpu" in operands):
+            with torch._C.DisableTorchFunctionSubclass():
+                return found.as_subclass(Tensor)
+        return found
+
+
+def elsewhere(values: Any) -> Elsewhere:
+    return torch.tensor(values).as_subclass(Elsewhere)
 
 
 def flat(documents: list[list[int]]) -> list[int]:
@@ -256,6 +278,14 @@ def test_tokens_that_cannot_be_used_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         Corpora.from_tokens(documents, **options)
+
+
+def test_tokens_may_lie_on_any_device() -> None:
+    expected = Corpora.from_tokens({"x": [[5, 6], [7]]})
+    for documents in ([elsewhere([5, 6]), elsewhere([7])], [elsewhere([5, 6]), [7]]):
+        corpora = Corpora.from_tokens({"x": documents})
+        assert corpora.digest == expected.digest
+        assert counted(corpora) == counted(expected)
 
 
 def test_impossible_batches_and_shares_are_refused(corpora: Corpora) -> None:

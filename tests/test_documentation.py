@@ -1,6 +1,7 @@
 """The documentation: links lead somewhere, code runs, and every public name is in it once."""
 
 import ast
+import gzip
 import importlib
 import inspect
 import json
@@ -344,19 +345,21 @@ def tiny_folder(folder: Path) -> Path:
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
     ).save_pretrained(folder)
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return random_llama(folder, {"vocab_size": len(vocabulary), **ids})
+
+
+def random_llama(folder: Path, tokens: dict[str, int]) -> Path:
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
-            vocab_size=len(vocabulary),
             hidden_size=32,
             intermediate_size=256,
             num_hidden_layers=4,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=1024,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
+            **tokens,
         )
     )
     with torch.no_grad():
@@ -417,6 +420,49 @@ def run_python(page: Path) -> dict[str, Any]:
             ast.increment_lineno(tree, block.line - 1)
             exec(compile(tree, str(page), "exec"), space)
     return space
+
+
+def test_the_tour_runs_from_top_to_bottom(
+    gemma: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a random model with Gemma's tokeniser, which has fewer layers, and on little text."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LENS_LANG_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / PACKAGED
+    random_llama(folder, {"vocab_size": gemma.cfg.d_vocab, "eos_token_id": 1, "bos_token_id": 2})
+    gemma.tokenizer.save_pretrained(folder)
+    (folder / "NOTICE_SHOWN").touch()
+    few = {lang: lines[:10] for lang, lines in lens_lang.sample_sentences().items()}
+    monkeypatch.setattr("lens_lang.corpora.sample_sentences", lambda: few)
+    Path("fr.txt").write_text("\n".join(few["fr"] * 6), encoding="utf-8")
+    with gzip.open("de.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": line}) + "\n" for line in few["de"] * 6)
+    smaller = {
+        "12, 1542": "2, 154",
+        "12.1542": "2.154",
+        "(5, 0), (11, 2)": "(1, 0), (3, 2)",
+        "layers=9": "layers=2",
+        "steps=50": "steps=2",
+        "limit(6)": "limit(2)",
+        "limit=6": "limit=2",
+        "strengths=(0.5, 1, 2, 4)": "strengths=(1, 2)",
+        ".show()": ".to_json()",
+    }
+    page = (DOCS / "tour.md").read_text(encoding="utf-8")
+    for large, small in smaller.items():
+        assert large in page
+        page = page.replace(large, small)
+    copy = tmp_path / "tour.md"
+    copy.write_text(page, encoding="utf-8")
+    space = run_python(copy)
+    assert space["card"].missing == ()
+    assert set(space["story"].to_frame()["task"]) == {"xquad", "xcsqa"}
+    assert {"views.html", "card.html", "french.safetensors"} <= {p.name for p in tmp_path.iterdir()}
+    weights = [
+        [block.mlp.W_out for block in lens_lang.load_model(name).blocks]
+        for name in (PACKAGED, "tuned/")
+    ]
+    assert any(not torch.equal(plain, tuned) for plain, tuned in zip(*weights, strict=True))
 
 
 def run_commands(page: Path, number: int, **variables: Any) -> None:

@@ -19,7 +19,7 @@ from lens_lang.intervene import (
     scale,
     steer,
 )
-from lens_lang.neurons import LanguageNeurons, NeuronSet
+from lens_lang.neurons import LanguageNeurons, NeuronSet, random_like
 from lens_lang.sites import (
     ATTN_K,
     ATTN_Q,
@@ -347,6 +347,20 @@ class TestControls:
             drawn = [i for edit in edits[2:] for i in edit.indices.tolist()]
             assert len(drawn) == len(set(drawn))
             assert not originals & set(drawn)
+
+    @pytest.mark.parametrize("layer", range(3))
+    def test_too_few_others_are_told_with_their_layer(self, layer: int) -> None:
+        mask = torch.zeros(3, D_MLP, dtype=torch.bool)
+        mask[layer, :100] = True
+        with pytest.raises(ShapeError, match=f"Layer {layer} of mlp_post has 12 neurons outside"):
+            matched_control(ablate(NeuronSet({MLP_POST: mask})), generator=torch.Generator())
+
+    def test_a_seed_draws_what_it_draws_for_the_set(self, llama: Any) -> None:
+        neurons = some_neurons(llama)
+        control = matched_control(ablate(neurons), generator=torch.Generator().manual_seed(0))
+        drawn = random_like(neurons, generator=torch.Generator().manual_seed(0))
+        for (_, mine), (_, theirs) in zip(control, ablate(drawn), strict=True):
+            assert torch.equal(mine.indices, theirs.indices)
 
     def test_foreign_hooks_have_no_control(self) -> None:
         with pytest.raises(OptionError, match="was not made by lens_lang"):

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from test_corpora import elsewhere
 
 from lens_lang.errors import (
     LanguageError,
@@ -96,6 +97,13 @@ def test_indices_build_the_set_they_came_from(a: Pairs) -> None:
     neurons = neuron_set(a)
     again = NeuronSet.from_indices(neurons.indices(MLP_POST), site=MLP_POST, shape=(LAYERS, WIDTH))
     assert again == neurons
+
+
+def test_indices_may_lie_on_any_device() -> None:
+    found = NeuronSet.from_indices(elsewhere([[1, 2]]), site=MLP_POST, shape=(LAYERS, WIDTH))
+    assert found == neuron_set({(1, 2)})
+    with pytest.raises(ShapeError, match=r"\(1, 5\) lies outside"):
+        NeuronSet.from_indices(elsewhere([[1, 5]]), site=MLP_POST, shape=(LAYERS, WIDTH))
 
 
 @laws
