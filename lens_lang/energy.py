@@ -73,6 +73,7 @@ def unembedding_gram(model: HookedModel) -> UnembeddingGram:
     weight = model.W_U  # type: ignore[attr-defined]
     d_model, d_vocab = weight.shape
     scale, centred = final_scale(model, d_model, weight)
+    scale = scale.to(weight.device)  # with a device map, the norm may be elsewhere than W_U
     gram = torch.zeros(d_model, d_model, dtype=torch.float64)
     step = max(1, 2**24 // d_model)
     with torch.inference_mode():

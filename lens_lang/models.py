@@ -138,6 +138,7 @@ def bridge(hf_model: Any, tokenizer: Any = None, *, name: str | None = None) -> 
             architecture,
             hf_config=hf_model.config,
             tokenizer=tokenizer,
+            device=_execution_device(hf_model),
             model_name=name or hf_model.config.name_or_path or architecture,
         )
     except (KeyError, ValueError, NotImplementedError) as error:
@@ -248,6 +249,14 @@ def describe(model: HookedModel) -> dict[str, Any]:
         "device": str(model.cfg.device),
         "versions": versions(),
     }
+
+
+def _execution_device(hf_model: Any) -> torch.device | None:
+    """Where offloaded embeddings take their tokens; None where the weights themselves say it."""
+    embedding = hf_model.get_input_embeddings()
+    hook = getattr(embedding, "_hf_hook", None)  # of accelerate
+    device = getattr(hook, "execution_device", None)
+    return torch.device(device) if device is not None and embedding.weight.is_meta else None
 
 
 def _check_device(device: str | torch.device | None) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lens_lang.continuing import ending_tokens
 from lens_lang.documents import bos_token
 from lens_lang.errors import OptionError, StorageError
+from lens_lang.fingerprint import weights_digest
 from lens_lang.intervene import NeuronEdit, UpProjection
 from lens_lang.sites import FwdHooks, HookedModel, model_name
 from lens_lang.storage import read_json, write_json
@@ -24,10 +25,6 @@ from lens_lang.vectors import VectorEdit
 
 _FORMAT = 1
 """Of what is kept; another one is measured anew."""
-
-_PORTION = 2**23
-_AS_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
 
 _ABANDONED = 3600.0
 """Seconds after which a half-written file is nobody's."""
@@ -77,9 +74,7 @@ class Parts:
 def model_fingerprint(model: HookedModel) -> str:
     """Return what tells a model from others, after any edit, in any process.
 
-    Weights are read whole, as integers, whose sums along rows and columns are the same in any
-    order and on any number of threads, in portions of 64 MiB. Settings, ends of text and the
-    tokeniser's name and size are told, too.
+    Weights are read whole. Settings, ends of text and the tokeniser's name and size are told, too.
 
     Args:
         model: The model.
@@ -94,22 +89,8 @@ def model_fingerprint(model: HookedModel) -> str:
             "now is not the model's own and cannot be kept for later: leave out run_dir, or give "
             "the hooks as an intervention"
         )
-    digest = hashlib.sha256(json.dumps(_settings(model), sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():  # type: ignore[attr-defined]
-        numbers = parameter.detach()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if numbers.is_floating_point():
-            numbers = numbers.contiguous().view(_AS_INTEGERS[numbers.element_size()])
-        if numbers.ndim < 2:
-            digest.update(numbers.cpu().numpy().tobytes())
-            continue
-        rows = numbers.flatten(1)
-        columns = torch.zeros(rows.shape[1], dtype=torch.int64, device=rows.device)
-        for some in torch.split(rows, max(1, _PORTION // rows.shape[1])):
-            columns += some.sum(0, dtype=torch.int64)
-            digest.update(some.sum(1, dtype=torch.int64).cpu().numpy().tobytes())
-        digest.update(columns.cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
+    told = json.dumps([_settings(model), weights_digest(model)], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
 def _settings(model: Any) -> dict[str, Any]:

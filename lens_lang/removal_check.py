@@ -67,9 +67,11 @@ def check_removal(
     closed = _closed_scores(model, score, reads, tokens)
     removed = {}
     for site in scored:
-        ranked = torch.stack([scores[site][0] for scores in closed]).argsort(dim=1, descending=True)
+        # Layers may lie on different devices.
+        scores = torch.stack([each[site][0].cpu() for each in closed])
+        ranked = scores.argsort(dim=1, descending=True)
         ranks = [round(rank * (ranked.shape[1] - 1)) for rank in _RANKS]
-        removed[site] = ranked[:, ranks].cpu()
+        removed[site] = ranked[:, ranks]
     changes = measured_removal(model, tokens, removed, target=target)
     dtype = next(model.parameters()).dtype  # type: ignore[attr-defined]
     half = dtype in (torch.float16, torch.bfloat16)

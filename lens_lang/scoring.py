@@ -214,8 +214,8 @@ class _BoundImportance:
             out, o = widened(block.mlp.W_out.detach()), widened(block.attn.W_O.detach())
         except NotImplementedError as error:
             raise ModelError(
-                f"The weights of {model_name(model)} are quantised and cannot be read, which the "
-                "closed forms of PLND need: load the model unquantised"
+                f"The weights of {model_name(model)} are quantised or offloaded and cannot be "
+                "read, which the closed forms of PLND need: load the model unquantised and whole"
             ) from error
         behind_norm = None
         if self.post_norm:

@@ -572,3 +572,12 @@ def test_quantised_weights_are_refused_in_a_sentence(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(type(model.blocks[0].mlp), "W_out", property(packed))
     with pytest.raises(ModelError, match="quantised"):
         contribution(model, examples())
+
+
+def test_offloaded_weights_are_not_called_quantised() -> None:
+    hf = hf_model("llama")
+    hf.model.layers[1].mlp.to("meta")
+    model = bridge(hf)
+    assert torch.equal(writing(model, 0).matrix, writing(tiny("llama"), 0).matrix)
+    with pytest.raises(ModelError, match="MLP of layer 1 .* is offloaded, .* without offloading"):
+        writing(model, 1)

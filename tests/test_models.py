@@ -12,8 +12,11 @@ import transformers
 from conftest import hf_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lens_lang.collection import collect
+from lens_lang.corpora import Corpora
 from lens_lang.errors import MissingExtraError, ModelError
 from lens_lang.models import PACKAGED, bridge, cache_dir, describe, load_model, packaged_folder
+from lens_lang.stats import ActivationFrequency
 
 TOKENS = torch.tensor([[5, 9, 3, 44]])
 
@@ -61,6 +64,25 @@ def test_a_local_folder_loads_like_the_hub(tmp_path: Path, dtype: Any) -> None:
         torch.testing.assert_close(model(TOKENS), expected, atol=1e-5, rtol=0)
     spread = load_model(str(tmp_path / "toy"), device_map={"": "cpu"})
     torch.testing.assert_close(spread(TOKENS), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("offloaded", ["model.layers.1", "model.embed_tokens", ""])
+def test_a_model_that_is_partly_on_disk_measures_as_one_in_memory(
+    tmp_path: Path, offloaded: str, corpora: Corpora
+) -> None:
+    hf_model("qwen2").save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    parts = [f"model.{part}" for part in ("embed_tokens", "rotary_emb", "norm")]
+    parts += [*(f"model.layers.{layer}" for layer in range(3)), "lm_head"]
+    device_map = {**(dict.fromkeys(parts, "cpu") if offloaded else {}), offloaded: "disk"}
+    spread, whole = load_model(tmp_path, device_map=device_map), load_model(tmp_path)
+    assert any(parameter.is_meta for parameter in spread.parameters())
+    assert str(spread.cfg.device) == "cpu"
+    found, expected = (
+        collect(model, corpora, ActivationFrequency(), progress=False) for model in (spread, whole)
+    )
+    assert torch.equal(found.count, expected.count)
+    assert found.provenance["weights"] == expected.provenance["weights"]
 
 
 @pytest.mark.lane

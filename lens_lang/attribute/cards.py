@@ -22,7 +22,7 @@ from lens_lang.attribute.neighbourhood import Neighbourhood, check_neurons, neig
 from lens_lang.attribute.promotion import promotions
 from lens_lang.attribute.writing import writing
 from lens_lang.contexts import NeuronContexts
-from lens_lang.errors import OptionError, ShapeError, SiteError, StorageError, near_misses
+from lens_lang.errors import OptionError, SiteError, StorageError, near_misses
 from lens_lang.evaluate.perplexity import PerplexityMatrix
 from lens_lang.fingerprint import weights_digest
 from lens_lang.neurons import LanguageNeurons
@@ -176,7 +176,7 @@ def neuron_card(
             is out of its range.
         ShapeError: Something was made for another model.
         SiteError: Something is not of MLP neurons.
-        ModelError: The weights are quantised and cannot be read.
+        ModelError: The weights are offloaded or quantised and cannot be read.
     """
     found = neuron_cards(
         model,
@@ -225,13 +225,21 @@ def neuron_cards(
             is out of its range.
         ShapeError: Something was made for another model.
         SiteError: Something is not of MLP neurons.
-        ModelError: The weights are quantised and cannot be read.
+        ModelError: The weights are offloaded or quantised and cannot be read.
     """
     places = list(dict.fromkeys(neuron_places(which)))
     neuron_set(model, places)  # refuses those it does not have
-    _check_measured(model, frequency, neurons, contexts, signs)
-    if effect is not None:
-        check_measured_on(model, effect.provenance, "effect")
+    weights = weights_digest(model)
+    for what, measured in (
+        ("frequencies", frequency),
+        ("neurons", neurons),
+        ("contexts", contexts),
+        ("signs", signs),
+        ("effect", effect),
+    ):
+        if measured is not None:
+            check_measured_on(model, measured.provenance, what, weights=weights)
+    _check_kinds(model, frequency, neurons, contexts=contexts)
     vectors: dict[tuple[int, int], Tensor] = {}
     around: dict[tuple[int, int], Neighbourhood] = {}
     for layer in dict.fromkeys(layer for layer, _ in places):
@@ -273,7 +281,7 @@ def neuron_cards(
         )
     about = {
         "model": model_name(model),
-        "weights": weights_digest(model),
+        "weights": weights,
         "versions": versions(),
     }
     return NeuronCards(tuple(cards), about)
@@ -298,13 +306,14 @@ def _read(
     return told
 
 
-def _check_measured(
+def _check_kinds(
     model: HookedModel,
     frequency: Frequency | None,
     neurons: LanguageNeurons | None,
+    *,
     contexts: NeuronContexts | None,
-    signs: NeuronSigns | None,
 ) -> None:
+    """Refuse what was measured elsewhere than at the neurons of an MLP of this size."""
     if frequency is not None:
         _check_firing(model, frequency)
         shape = (frequency.count.shape[1], frequency.count.shape[2])
@@ -313,14 +322,6 @@ def _check_measured(
         check_neurons(model, neurons)
     if contexts is not None and contexts.site not in (MLP_PRE, MLP_UP, MLP_POST):
         raise SiteError(f"The contexts are of {contexts.site.name}, and this is a neuron of an MLP")
-    for what, measured in (
-        ("frequencies", frequency),
-        ("neurons", neurons),
-        ("contexts", contexts),
-        ("signs", signs),
-    ):
-        if measured is not None:
-            check_measured_on(model, measured.provenance, what)
 
 
 def _check_firing(model: HookedModel, frequency: Frequency) -> None:

@@ -97,18 +97,21 @@ def neuron_effect(
     return tuple(found)
 
 
-def check_measured_on(model: HookedModel, provenance: Mapping[str, Any], what: str) -> None:
+def check_measured_on(
+    model: HookedModel, provenance: Mapping[str, Any], what: str, *, weights: str | None = None
+) -> None:
     """Refuse what says that it was measured on another model, whatever its size.
 
     Args:
         model: The model.
         provenance: Of the measurement, or of what was chosen by one.
         what: What was measured, for the message.
+        weights: The model's digest, if it is known; else it is read.
 
     Raises:
         ShapeError: It was measured on a model of another name, or of other weights.
     """
-    measured = other_model(model, provenance)
+    measured = other_model(model, provenance, weights=weights)
     if measured is not None:
         raise ShapeError(
             f"The {what} of {measured} cannot be shown on a card of {model_name(model)}: measure "
@@ -116,12 +119,15 @@ def check_measured_on(model: HookedModel, provenance: Mapping[str, Any], what: s
         )
 
 
-def other_model(model: HookedModel, provenance: Mapping[str, Any]) -> str | None:
+def other_model(
+    model: HookedModel, provenance: Mapping[str, Any], *, weights: str | None = None
+) -> str | None:
     """Name the model that something was measured on, if it is another one.
 
     Args:
         model: The model.
         provenance: Of the measurement, or of what was chosen by one.
+        weights: The model's digest, if it is known; else it is read.
 
     Returns:
         The other model; None if it is this one, or none is recorded.
@@ -130,11 +136,12 @@ def other_model(model: HookedModel, provenance: Mapping[str, Any]) -> str | None
     record = provenance if "model" in provenance else provenance.get("statistic")
     if not isinstance(record, Mapping) or "model" not in record:
         return None
-    measured, weights = str(record["model"]), record.get("weights")
+    measured, digest = str(record["model"]), record.get("weights")
     if measured != model_name(model):
         return measured
-    same = weights is None or weights == weights_digest(model)
-    return None if same else f"{measured} with other weights"
+    if digest is None or digest == (weights or weights_digest(model)):
+        return None
+    return f"{measured} with other weights"
 
 
 def _measured(value: float) -> float | None:

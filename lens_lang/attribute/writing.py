@@ -94,9 +94,14 @@ def writing(model: HookedModel, layer: int) -> Writing:
         layer: The layer.
 
     Raises:
-        ModelError: The weights are quantised and cannot be read.
+        ModelError: The weights are offloaded or quantised and cannot be read.
     """
     block: Any = model.blocks[layer]  # type: ignore[attr-defined]
+    if any(each.is_meta for each in block.mlp.parameters()):
+        raise ModelError(
+            f"The MLP of layer {layer} of {model_name(model)} is offloaded, so what its neurons "
+            "write cannot be read: load the model without offloading, for example in bfloat16"
+        )
     try:
         matrix = block.mlp.W_out.detach()
     except NotImplementedError as error:
