@@ -18,6 +18,7 @@ import typer
 from conftest import D_MLP, LAYERS, LetterTokenizer, hf_model
 
 from lens_lang import cli
+from lens_lang.cli.printing import print_rows
 from lens_lang.collection import collect_parallel
 from lens_lang.concepts import Concept, read_concepts, translation_prompts
 from lens_lang.corpora import Corpora, sample_sentences
@@ -945,3 +946,8 @@ def test_tuning_exporting_and_applying(
     torch.testing.assert_close(loaded(tokens).logits, hooked, rtol=1e-5, atol=1e-5)
     done("report", folder)
     assert "Effect of training them" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_rounds_to_nothing_has_no_sign(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows([{"random": round(-0.0001, 3), "own": -0.022}], False, "")
+    assert re.findall(r"-?\d\.\d+", capsys.readouterr().out) == ["0.0", "-0.022"]

@@ -43,6 +43,8 @@ def print_rows(rows: list[dict[Any, Any]], as_json: bool, title: str) -> None:
         numeric = isinstance(rows[0][column], int | float)
         table.add_column(str(column), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(Text(str(value)) for value in row.values()))
+        # What rounds to nothing has no sign: -0.0 + 0.0 is 0.0.
+        shown = (x + 0.0 if isinstance(x, float) else x for x in row.values())
+        table.add_row(*(Text(str(value)) for value in shown))
     # Whoever reads a pipe has no width to fit.
     Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
