@@ -34,7 +34,7 @@ def weights_digest(model: HookedModel) -> str:
         model: The model. Weights that `accelerate` has offloaded are fetched, one at a time.
 
     Raises:
-        ModelError: A weight has no values: it is on the meta device, and nobody knows more.
+        ModelError: A weight has no values: it is on the meta device, and was not offloaded.
     """
     digest = hashlib.sha256()
     read: dict[int, bytes] = {}

@@ -71,7 +71,7 @@ class Parts:
         return part
 
 
-def model_fingerprint(model: HookedModel) -> str:
+def model_digest(model: HookedModel) -> str:
     """Return what tells a model from others, after any edit, in any process.
 
     Weights are read whole. Settings, ends of text and the tokeniser's name and size are told, too.
@@ -114,7 +114,7 @@ def _settings(model: Any) -> dict[str, Any]:
     }
 
 
-def fingerprint(fwd_hooks: FwdHooks) -> str:
+def hooks_digest(fwd_hooks: FwdHooks) -> str:
     """Return what tells interventions of lens_lang from one another, in any process.
 
     Args:
@@ -124,7 +124,7 @@ def fingerprint(fwd_hooks: FwdHooks) -> str:
         OptionError: A hook is not of lens_lang, so nobody can say what it does.
 
     Examples:
-        >>> fingerprint([]) == fingerprint([])
+        >>> hooks_digest([]) == hooks_digest([])
         True
     """
     digest = hashlib.sha256()

@@ -27,7 +27,7 @@ from lens_lang.intervene import (
     scale,
 )
 from lens_lang.models import bridge
-from lens_lang.parts import Parts, fingerprint, model_fingerprint, seeded
+from lens_lang.parts import Parts, hooks_digest, model_digest, seeded
 from lens_lang.sites import ATTN_Q, ATTN_Z, MLP_POST
 from lens_lang.vectors import VectorEdit
 
@@ -240,8 +240,8 @@ MAKERS: dict[str, Callable[[], Any]] = {
 
 
 def test_equal_hooks_have_equal_fingerprints_and_others_others() -> None:
-    first = {name: fingerprint(make()) for name, make in MAKERS.items()}
-    assert {name: fingerprint(make()) for name, make in MAKERS.items()} == first
+    first = {name: hooks_digest(make()) for name, make in MAKERS.items()}
+    assert {name: hooks_digest(make()) for name, make in MAKERS.items()} == first
     assert len(set(first.values())) == len(MAKERS)
 
 
@@ -264,8 +264,8 @@ EDITS: dict[str, dict[str, Any]] = {
 def test_every_field_of_an_edit_tells(changes: Any) -> None:
     name = MLP_POST.at(1)
     other = dataclasses.replace(EDIT, **changes)
-    assert fingerprint([(name, other)]) != fingerprint([(name, EDIT)])
-    assert fingerprint([(name, dataclasses.replace(EDIT))]) == fingerprint([(name, EDIT)])
+    assert hooks_digest([(name, other)]) != hooks_digest([(name, EDIT)])
+    assert hooks_digest([(name, dataclasses.replace(EDIT))]) == hooks_digest([(name, EDIT)])
 
 
 @pytest.mark.parametrize(
@@ -281,37 +281,37 @@ def test_every_field_of_an_edit_tells(changes: Any) -> None:
 )
 def test_every_field_of_a_vector_tells(changes: Any) -> None:
     other = dataclasses.replace(VECTOR, **changes)
-    assert fingerprint([("a", other)]) != fingerprint([("a", VECTOR)])
-    assert fingerprint([("a", dataclasses.replace(VECTOR))]) == fingerprint([("a", VECTOR)])
+    assert hooks_digest([("a", other)]) != hooks_digest([("a", VECTOR)])
+    assert hooks_digest([("a", dataclasses.replace(VECTOR))]) == hooks_digest([("a", VECTOR)])
 
 
 def test_names_and_order_tell() -> None:
     a, b = ("blocks.0.hook_resid_post", VECTOR), ("blocks.1.hook_resid_post", VECTOR)
     some = [[], [a], [b], [a, b], [b, a], [a, a], [a, a, a], [a, b, a]]
-    assert len({fingerprint(hooks) for hooks in some}) == len(some)
-    assert fingerprint((a, b)) == fingerprint([a, b])
+    assert len({hooks_digest(hooks) for hooks in some}) == len(some)
+    assert hooks_digest((a, b)) == hooks_digest([a, b])
 
 
 def test_numbers_tell_whatever_their_precision_and_nothing_else_does() -> None:
     half = dataclasses.replace(VECTOR, vector=VECTOR.vector.bfloat16())
     double = dataclasses.replace(VECTOR, vector=VECTOR.vector.double().requires_grad_())
     strided = dataclasses.replace(VECTOR, vector=torch.tensor([1.0, 0, 2, 0, 3, 0])[::2])
-    assert len({fingerprint([("a", each)]) for each in (VECTOR, half, double, strided)}) == 1
+    assert len({hooks_digest([("a", each)]) for each in (VECTOR, half, double, strided)}) == 1
 
 
 @pytest.mark.lane
 def test_running_hooks_leaves_their_fingerprint(llama: Any) -> None:
     hooks = replace(some_neurons(llama), 0.5)
-    before = fingerprint(hooks)
+    before = hooks_digest(hooks)
     with torch.inference_mode():
         llama.run_with_hooks(torch.tensor([[4, 5, 6]]), fwd_hooks=hooks)
     hooks[0][1].held.append(torch.ones(1))  # as an interruption between the two would leave it
-    assert fingerprint(hooks) == before
+    assert hooks_digest(hooks) == before
 
 
 SCRIPT = """
 some = NeuronSet({MLP_POST: torch.eye(3, 5).bool(), ATTN_Q: torch.eye(3, 4).bool()})
-found = [fingerprint(replace(some, 0.1)), seeded(3, "a", 1).initial_seed()]
+found = [hooks_digest(replace(some, 0.1)), seeded(3, "a", 1).initial_seed()]
 """
 
 
@@ -320,7 +320,7 @@ def test_fingerprints_and_seeds_are_the_same_in_any_process() -> None:
         "import torch\n"
         "from lens_lang.intervene import replace\n"
         "from lens_lang.neurons import NeuronSet\n"
-        "from lens_lang.parts import fingerprint, seeded\n"
+        "from lens_lang.parts import hooks_digest, seeded\n"
         "from lens_lang.sites import ATTN_Q, MLP_POST\n"
     )
     here: dict[str, Any] = {}
@@ -344,7 +344,7 @@ def test_fingerprints_and_seeds_are_the_same_in_any_process() -> None:
 )
 def test_hooks_that_nobody_can_tell_are_refused(hook: Any) -> None:
     with pytest.raises(OptionError, match="not made by lens_lang.*leave out run_dir, or the hook"):
-        fingerprint([*ablate(NEURONS), hook])
+        hooks_digest([*ablate(NEURONS), hook])
 
 
 # --- models ---
@@ -352,11 +352,11 @@ def test_hooks_that_nobody_can_tell_are_refused(hook: Any) -> None:
 
 def test_weights_tell_models_apart() -> None:
     model = bridge(hf_model("llama"))
-    first = model_fingerprint(model)
-    assert model_fingerprint(bridge(hf_model("llama"))) == first
-    assert model_fingerprint(bridge(hf_model("llama").bfloat16().float())) != first
+    first = model_digest(model)
+    assert model_digest(bridge(hf_model("llama"))) == first
+    assert model_digest(bridge(hf_model("llama").bfloat16().float())) != first
     model.blocks[2].mlp.W_out.data[50, 7] += 1
-    assert model_fingerprint(model) != first
+    assert model_digest(model) != first
 
 
 def copied(tokenizer: Any = None) -> Any:
@@ -376,10 +376,10 @@ SETTINGS: dict[str, Callable[[Any], None]] = {
 @pytest.mark.parametrize("change", SETTINGS.values(), ids=SETTINGS.keys())
 def test_settings_tell_models_apart(change: Any) -> None:
     model = copied()
-    before = model_fingerprint(model)
-    assert model_fingerprint(copied()) == before
+    before = model_digest(model)
+    assert model_digest(copied()) == before
     change(model.original_model)
-    assert model_fingerprint(model) != before
+    assert model_digest(model) != before
 
 
 class Renamed(LetterTokenizer):
@@ -395,17 +395,17 @@ def test_tokenisers_and_their_ends_of_text_tell_models_apart() -> None:
     ends, begins, longer = LetterTokenizer(), LetterTokenizer(), Longer()
     ends.eos_token_id, begins.bos_token_id = 9, 3
     tokenizers: list[Any] = [LetterTokenizer(), Renamed(), ends, begins, longer]
-    found = [model_fingerprint(copied(each)) for each in tokenizers]
-    found.append(model_fingerprint(bridge(hf_model("llama"), name="toy")))  # without any
+    found = [model_digest(copied(each)) for each in tokenizers]
+    found.append(model_digest(bridge(hf_model("llama"), name="toy")))  # without any
     assert len(set(found)) == len(found)
-    assert model_fingerprint(copied(LetterTokenizer())) == found[0]
+    assert model_digest(copied(LetterTokenizer())) == found[0]
 
 
 def test_names_paths_and_versions_do_not_tell_models_apart() -> None:
     one, other = bridge(hf_model("llama"), name="here"), bridge(hf_model("llama"), name="there")
     other.original_model.config.name_or_path = "/somewhere/else"
     other.original_model.config.transformers_version = "0.0"
-    assert model_fingerprint(one) == model_fingerprint(other)
+    assert model_digest(one) == model_digest(other)
 
 
 @pytest.mark.lane
@@ -415,13 +415,13 @@ def test_names_paths_and_versions_do_not_tell_models_apart() -> None:
 )
 def test_a_model_under_hooks_is_not_its_own(architecture: str, hook: Any) -> None:
     model = bridge(hf_model(architecture))
-    before = model_fingerprint(model)
+    before = model_digest(model)
     with (
         model.hooks(fwd_hooks=[hook]),
         pytest.raises(OptionError, match="Hooks are attached to .*leave out run_dir, or give"),
     ):
-        model_fingerprint(model)
-    assert model_fingerprint(model) == before  # they are gone
+        model_digest(model)
+    assert model_digest(model) == before  # they are gone
 
 
 # --- randomness ---

@@ -21,7 +21,7 @@ from lens_lang.fingerprint import weights_digest
 from lens_lang.identification import Identify, LangidIdentifier
 from lens_lang.intervene import Hooks
 from lens_lang.languages import distinct_languages, language_tag
-from lens_lang.parts import Parts, fingerprint, model_fingerprint
+from lens_lang.parts import Parts, hooks_digest, model_digest
 from lens_lang.sites import FwdHooks, HookedModel, hooked_names, model_name
 from lens_lang.storage import versions
 
@@ -173,7 +173,7 @@ class _Answers:
     ) -> None:
         self.model, self.asked, self.decoding = model, asked, decoding
         self.batch_size, self.parts = batch_size, parts
-        self.weights = model_fingerprint(model) if parts.folder else ""
+        self.weights = model_digest(model) if parts.folder else ""
 
     def of(self, lang: str, hooks: FwdHooks) -> list[dict[str, Any]]:
         prompts = list(self.asked[lang])
@@ -195,7 +195,7 @@ class _Answers:
             "model": self.weights,
             "prompts": [row.tolist() for row in prompt_tokens(self.model, prompts)],
             "decoding": {**asdict(self.decoding), "stop": list(self.decoding.stop)},
-            "hooks": fingerprint(hooks),
+            "hooks": hooks_digest(hooks),
         }
         return list(self.parts.get(key, answer))
 

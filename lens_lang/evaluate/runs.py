@@ -7,7 +7,7 @@ from lens_lang.errors import LanguageError, OptionError
 from lens_lang.evaluate.task_scores import WITHOUT
 from lens_lang.intervene import matched_control
 from lens_lang.languages import distinct_languages, find_language, language_tag
-from lens_lang.parts import fingerprint, seeded
+from lens_lang.parts import hooks_digest, seeded
 from lens_lang.progress import progress_bar
 from lens_lang.readout import check_before_readout
 from lens_lang.sites import FwdHooks, HookedModel, check_hooks
@@ -73,7 +73,7 @@ def plan_runs(
             check_hooks(model, hooks)
             check_before_readout(model, hooks)
             if kept:
-                fingerprint(hooks)  # refuses what it does not know
+                hooks_digest(hooks)  # refuses what it does not know
     return plan
 
 

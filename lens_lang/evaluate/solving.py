@@ -20,7 +20,7 @@ from lens_lang.evaluate.runs import HooksByLanguage, measure_runs, plan_runs
 from lens_lang.evaluate.task_scores import METRICS, TaskMatrix
 from lens_lang.fingerprint import weights_digest
 from lens_lang.likelihood import Likelihood, log_likelihoods, token_pairs
-from lens_lang.parts import Parts, fingerprint, model_fingerprint
+from lens_lang.parts import Parts, hooks_digest, model_digest
 from lens_lang.positions import check_everywhere
 from lens_lang.questions import space_between
 from lens_lang.sites import FwdHooks, HookedModel, hooked_names, model_name
@@ -166,7 +166,7 @@ class _Solver:
         self, model: HookedModel, items: TaskItems, options: TaskOptions, parts: Parts
     ) -> None:
         self.model, self.items, self.options, self.parts = model, items, options, parts
-        self.weights = model_fingerprint(model) if parts.folder else ""
+        self.weights = model_digest(model) if parts.folder else ""
 
     def of(self, lang: str, hooks: FwdHooks) -> tuple[list[str], dict[str, list[float]]]:
         """Answers and scores. What is kept is what the model did; it is judged anew each time."""
@@ -199,7 +199,7 @@ class _Solver:
             "generated": None
             if self.items.task.metric == "choice"
             else [self._new_tokens, list(self.items.stops[lang])],
-            "hooks": fingerprint(hooks),
+            "hooks": hooks_digest(hooks),
         }
         return dict(self.parts.get(key, measure))
 
